@@ -1,0 +1,330 @@
+"""Operator instances: what is computed, on which shapes, and nothing about how.
+
+Activations are (N, H, W, C), last axis contiguous; weights are (Kh, Kw, Ci, Co) for a convolution,
+(Kh, Kw, C) for a depthwise one, (Ci, Co) for a pointwise one and for the head; bias is one value
+an output channel. `pad` is (top, bottom, left, right) in pixels. A workload's `key` is stable for
+ever: logs are addressed by it, and `parse` reads it back.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Pad = tuple[int, int, int, int]
+
+ACTIVATIONS = ("none", "relu", "relu6")
+DTYPES = {"float32": "f32", "float16": "f16"}
+ITEM_BYTES = {"float32": 4, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conv:
+    """Convolution over all input channels, with bias and activation. The stem has Ci = 3.
+
+    y[n,ho,wo,co] = act(bias[co] + sum x[n, ho*stride+kh-top, wo*stride+kw-left, ci]
+                                       * wt[kh,kw,ci,co]), x reading 0 outside the image.
+    """
+
+    N: int
+    Hi: int
+    Wi: int
+    Ci: int
+    Co: int
+    K: int = 3
+    stride: int
+    pad: Pad
+    activation: str = "relu6"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check(self, ("N", "Hi", "Wi", "Ci", "Co", "K", "stride"))
+        _check_window(self)
+
+    @property
+    def Ho(self) -> int:
+        return window_count(self.Hi, self.pad[0] + self.pad[1], self.K, self.stride)
+
+    @property
+    def Wo(self) -> int:
+        return window_count(self.Wi, self.pad[2] + self.pad[3], self.K, self.stride)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return (self.N, self.Hi, self.Wi, self.Ci)
+
+    @property
+    def wt_shape(self) -> tuple[int, ...]:
+        return (self.K, self.K, self.Ci, self.Co)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return (self.N, self.Ho, self.Wo, self.Co)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds, padding counted as if it were image, as papers count."""
+        return self.N * self.Ho * self.Wo * self.Co * self.K * self.K * self.Ci
+
+    @property
+    def terms(self) -> int:
+        """Products summed into one output."""
+        return self.K * self.K * self.Ci
+
+    @property
+    def key(self) -> str:
+        size = f"n{self.N}.h{self.Hi}.w{self.Wi}.ci{self.Ci}.co{self.Co}.k{self.K}.s{self.stride}"
+        return f"conv/{DTYPES[self.dtype]}/{size}.p{_dashed(self.pad)}/{self.activation}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depthwise:
+    """One K×K filter a channel, with bias and activation.
+
+    y[n,ho,wo,c] = act(bias[c] + sum x[n, ho*stride+kh-top, wo*stride+kw-left, c] * wt[kh,kw,c]),
+    x reading 0 outside the image.
+    """
+
+    N: int
+    Hi: int
+    Wi: int
+    C: int
+    K: int = 3
+    stride: int
+    pad: Pad
+    activation: str = "relu6"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check(self, ("N", "Hi", "Wi", "C", "K", "stride"))
+        _check_window(self)
+
+    @property
+    def Co(self) -> int:
+        return self.C
+
+    @property
+    def Ho(self) -> int:
+        return window_count(self.Hi, self.pad[0] + self.pad[1], self.K, self.stride)
+
+    @property
+    def Wo(self) -> int:
+        return window_count(self.Wi, self.pad[2] + self.pad[3], self.K, self.stride)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return (self.N, self.Hi, self.Wi, self.C)
+
+    @property
+    def wt_shape(self) -> tuple[int, ...]:
+        return (self.K, self.K, self.C)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return (self.N, self.Ho, self.Wo, self.C)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds, padding counted as if it were image, as papers count."""
+        return self.N * self.Ho * self.Wo * self.C * self.K * self.K
+
+    @property
+    def terms(self) -> int:
+        """Products summed into one output."""
+        return self.K * self.K
+
+    @property
+    def key(self) -> str:
+        size = f"n{self.N}.h{self.Hi}.w{self.Wi}.c{self.C}.k{self.K}.s{self.stride}"
+        return f"depthwise/{DTYPES[self.dtype]}/{size}.p{_dashed(self.pad)}/{self.activation}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pointwise:
+    """1×1 convolution, that is a matrix product over pixels, with bias and activation.
+
+    y[n,h,w,co] = act(bias[co] + sum x[n,h,w,ci] * wt[ci,co]).
+    """
+
+    N: int
+    H: int
+    W: int
+    Ci: int
+    Co: int
+    activation: str = "relu6"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check(self, ("N", "H", "W", "Ci", "Co"))
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return (self.N, self.H, self.W, self.Ci)
+
+    @property
+    def wt_shape(self) -> tuple[int, ...]:
+        return (self.Ci, self.Co)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return (self.N, self.H, self.W, self.Co)
+
+    @property
+    def macs(self) -> int:
+        return self.N * self.H * self.W * self.Ci * self.Co
+
+    @property
+    def terms(self) -> int:
+        """Products summed into one output."""
+        return self.Ci
+
+    @property
+    def key(self) -> str:
+        size = f"n{self.N}.h{self.H}.w{self.W}.ci{self.Ci}.co{self.Co}"
+        return f"pointwise/{DTYPES[self.dtype]}/{size}/{self.activation}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Global average pooling and the dense layer behind it, with bias and activation.
+
+    y[n,co] = act(bias[co] + sum_ci mean_hw(x[n,h,w,ci]) * wt[ci,co]).
+    """
+
+    N: int
+    H: int
+    W: int
+    Ci: int
+    Co: int
+    activation: str = "none"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check(self, ("N", "H", "W", "Ci", "Co"))
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return (self.N, self.H, self.W, self.Ci)
+
+    @property
+    def wt_shape(self) -> tuple[int, ...]:
+        return (self.Ci, self.Co)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return (self.N, self.Co)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the dense layer; papers do not count the pooling's additions."""
+        return self.N * self.Ci * self.Co
+
+    @property
+    def terms(self) -> int:
+        """Values summed into one output: a channel's pixels, then the channels."""
+        return self.H * self.W + self.Ci
+
+    @property
+    def key(self) -> str:
+        size = f"n{self.N}.h{self.H}.w{self.W}.ci{self.Ci}.co{self.Co}"
+        return f"head/{DTYPES[self.dtype]}/{size}/{self.activation}"
+
+
+Workload = Conv | Depthwise | Pointwise | Head
+KINDS: dict[str, type[Workload]] = {
+    "conv": Conv,
+    "depthwise": Depthwise,
+    "pointwise": Pointwise,
+    "head": Head,
+}
+
+
+def flops(workload: Workload) -> int:
+    """Floating-point operations: a multiply-add is two."""
+    return 2 * workload.macs
+
+
+def moved_bytes(workload: Workload) -> int:
+    """Bytes read and written when every tensor crosses memory exactly once."""
+    shapes = (workload.x_shape, workload.wt_shape, (workload.Co,), workload.y_shape)
+    return ITEM_BYTES[workload.dtype] * sum(map(_product, shapes))
+
+
+def parse(key: str) -> Workload:
+    """The workload that `key` names. ValueError when it names none."""
+    try:
+        kind, dtype, size, activation = key.split("/")
+        full = next(long for long, short in DTYPES.items() if short == dtype)
+        fields: dict[str, int | Pad] = {}
+        for part in size.split("."):
+            match = re.fullmatch(r"([a-z]+)([\d-]+)", part)
+            if match is None:
+                raise ValueError(part)
+            name, value = match.groups()
+            if name == "p":
+                top, bottom, left, right = map(int, value.split("-"))
+                fields["pad"] = (top, bottom, left, right)
+            else:
+                fields[_field(kind, name)] = int(value)
+        workload = KINDS[kind](**fields, activation=activation, dtype=full)  # type: ignore[arg-type]
+    except (ValueError, KeyError, TypeError, StopIteration):
+        workload = None
+    if workload is None or workload.key != key:
+        raise ValueError(
+            f"workload key {key!r} cannot be read; expected "
+            f"kind/dtype/sizes/activation as in 'pointwise/f32/n1.h14.w14.ci512.co512/relu6'"
+        )
+    return workload
+
+
+def window_count(size: int, padding: int, window: int, stride: int) -> int:
+    """How many windows of `window` pixels fit at `stride` into `size` + `padding` pixels."""
+    return (size + padding - window) // stride + 1
+
+
+def _field(kind: str, short: str) -> str:
+    """The dataclass field behind a short name of a key."""
+    image = ("Hi", "Wi") if kind in ("conv", "depthwise") else ("H", "W")
+    names = {"n": "N", "h": image[0], "w": image[1], "c": "C", "ci": "Ci", "co": "Co"}
+    return (names | {"k": "K", "s": "stride"})[short]
+
+
+def _dashed(pad: Pad) -> str:
+    return "-".join(map(str, pad))
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _check(workload: Workload, sizes: tuple[str, ...]) -> None:
+    kind = type(workload).__name__
+    for name in sizes:
+        value = getattr(workload, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{kind}.{name} is {value!r}; expected a whole number from 1 up")
+    if workload.activation not in ACTIVATIONS:
+        raise ValueError(
+            f"{kind}.activation is {workload.activation!r}; expected one of {', '.join(ACTIVATIONS)}"
+        )
+    if workload.dtype not in DTYPES:
+        raise ValueError(
+            f"{kind}.dtype is {workload.dtype!r}; expected one of {', '.join(DTYPES)}"
+        )
+
+
+def _check_window(workload: Conv | Depthwise) -> None:
+    kind, K = type(workload).__name__, workload.K
+    if len(workload.pad) != 4 or not all(0 <= side < K for side in workload.pad):
+        raise ValueError(
+            f"{kind}.pad is {workload.pad!r}; expected (top, bottom, left, right), "
+            f"each from 0 to K-1 = {K - 1}"
+        )
+    if workload.Ho < 1 or workload.Wo < 1:
+        raise ValueError(
+            f"{kind} of {workload.Hi}x{workload.Wi} pixels, pad {workload.pad} gives no output; "
+            f"expected an image of at least {K}x{K} pixels with its padding"
+        )

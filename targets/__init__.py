@@ -1,0 +1,22 @@
+"""Where code runs: facts about machines, as data. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# Kind of machine -> the module that knows its devices; loaded on first use.
+TARGETS = {"x86": "targets.x86"}
+
+
+def machines(kind: str) -> Any:
+    """The module of a kind of machine: `DEVICES`, `host()`, `can_run(target)`, `linker()`.
+
+    ValueError for an unknown kind.
+    """
+    if kind not in TARGETS:
+        raise ValueError(
+            f"target {kind!r} is not known; expected one of {', '.join(TARGETS)}; "
+            f"a new kind is a new file in targets/"
+        )
+    return import_module(TARGETS[kind])
