@@ -1,0 +1,1 @@
+"""What is computed, and how it may be arranged."""
