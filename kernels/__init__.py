@@ -1,1 +1,64 @@
-"""What is computed, and how it may be arranged."""
+"""What is computed, and how it may be arranged.
+
+A kernel is one way to compute a kind of workload: a module with four functions.
+
+    supports(workload, target) -> bool
+    space(workload, target) -> Space
+    lower(workload, config, target) -> IRModule
+        one scheduled function `main(x, wt, bias, y)`; x and y hold the workload's elements in its
+        order, under a shape of the kernel's choice
+    pack(workload, config, wt, bias) -> (wt, bias)
+        from the canonical layouts to those this config wants
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from kernels.space import Config, Space
+    from kernels.workload import Workload
+    from targets.target import Target
+
+# Name in logs -> module; loaded on first use.
+KERNELS = {
+    "te.conv": "kernels.te.conv",
+    "te.depthwise": "kernels.te.depthwise",
+    "te.pointwise": "kernels.te.pointwise",
+    "te.head": "kernels.te.head",
+}
+
+
+class Kernel(Protocol):
+    """What a kernel's module offers."""
+
+    def supports(self, workload: Workload, target: Target) -> bool: ...
+    def space(self, workload: Workload, target: Target) -> Space: ...
+    def lower(self, workload: Workload, config: Config, target: Target) -> Any: ...
+    def pack(
+        self,
+        workload: Workload,
+        config: Config,
+        wt: NDArray[np.float32],
+        bias: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+
+
+def kernel(name: str) -> Kernel:
+    """The kernel of that name. ValueError when there is none."""
+    if name not in KERNELS:
+        raise ValueError(
+            f"kernel {name!r} is not known; expected one of {', '.join(KERNELS)}; "
+            f"a new kernel is a new file and a line in kernels/__init__.py"
+        )
+    module: Any = import_module(KERNELS[name])
+    return module  # type: ignore[no-any-return]
+
+
+def kernels_for(workload: Workload, target: Target) -> tuple[str, ...]:
+    """Names of the kernels that can compute `workload` on `target`."""
+    return tuple(name for name in KERNELS if kernel(name).supports(workload, target))

@@ -14,7 +14,7 @@ Value = int | str
 Config = dict[str, Value]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Knob:
     """One decision: its name, the choices in a meaningful order, and the sane one."""
 
@@ -30,7 +30,7 @@ class Knob:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Constraint:
     """A named condition that every valid config meets."""
 

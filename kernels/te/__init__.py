@@ -1,0 +1,1 @@
+"""Kernels as TVM tensor expressions and their schedules, one file a kernel."""

@@ -1,0 +1,185 @@
+"""Pointwise convolution as a register-tiled matrix product, NHWC, CPU.
+
+Maths   y[p,co] = act(bias[co] + sum_ci x[p,ci] * wt[ci,co]), p counting the pixels of all images.
+Shapes  x (N*H*W,Ci)  wt (Co/BLOCK_CO,Ci,BLOCK_CO)  bias (Co/BLOCK_CO,BLOCK_CO)  y (N*H*W,Co)
+Types   float32.
+Tiling  BLOCK_P pixels x BLOCK_CO channels are accumulated in registers, from the bias on, while the
+        loop runs over all Ci: a step is BLOCK_P broadcasts and one row of packed weights. CHUNK
+        such tiles share a block of weights before the next block comes: CHUNK 1 keeps pixels in L1
+        and streams weights, CHUNK all keeps a block of weights and streams pixels.
+Limits  none on sizes: a last tile that is not full reads zeros and leaves out its stores, in a copy
+        of the loop of its own, so that full tiles carry no condition.
+Source  own; for the register tile Goto and van de Geijn, "Anatomy of High-Performance Matrix
+        Multiplication", 2008.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import te, tirx
+from tvm.ir import IRModule
+from tvm.s_tir import Schedule
+
+from kernels.space import Config, Constraint, Knob, Space
+from kernels.te.prefetch import prefetch
+from kernels.te.tile import (
+    activate,
+    blocks,
+    divisors,
+    lanes,
+    module,
+    pad_last,
+    unroll,
+    vectorize_last,
+)
+from kernels.workload import Pointwise, Workload
+from targets.target import Target
+
+LINE = 16  # values in one cache line
+FREE_REGISTERS = 4
+
+
+def supports(workload: Workload, target: Target) -> bool:
+    return isinstance(workload, Pointwise) and workload.dtype == "float32" and target.kind == "x86"
+
+
+def space(workload: Pointwise, target: Target) -> Space:
+    """Register tiles that nearly fill the registers, and how long a block of weights is kept."""
+    tiles = _register_tiles(workload, target)
+    chunks = {rows: divisors(blocks(_pixels(workload), rows)) for rows, _ in tiles}
+    rows = tuple(sorted({rows for rows, _ in tiles}))
+    columns = tuple(sorted({columns for _, columns in tiles}))
+    counts = tuple(sorted(set().union(*chunks.values())))
+    widest = max(tiles, key=lambda tile: tile[0] * tile[1])
+    unrolls = tuple(unroll for unroll in (1, 2, 4) if workload.Ci % unroll == 0)
+    bursts = tuple(steps for steps in (32, 64, 128) if workload.Ci % steps == 0)
+    return Space(
+        knobs=(
+            Knob("BLOCK_P", rows, widest[0]),
+            Knob("BLOCK_CO", columns, widest[1]),
+            Knob("CHUNK", counts, max(chunks[widest[0]])),
+            Knob("UNROLL_CI", unrolls, 1),
+            Knob("PREFETCH", (0, *bursts), 0),
+        ),
+        constraints=(
+            Constraint("register tile", lambda c: (c["BLOCK_P"], c["BLOCK_CO"]) in tiles),
+            Constraint("whole chunks", lambda c: c["CHUNK"] in chunks[int(c["BLOCK_P"])]),
+        ),
+    )
+
+
+def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
+    """The scheduled function main(x, wt, bias, y)."""
+    rows, columns = int(config["BLOCK_P"]), int(config["BLOCK_CO"])
+    width = lanes(target, workload.dtype, workload.Co)
+    P, Co = _pixels(workload), workload.Co
+    T = blocks(P, rows)
+
+    schedule = Schedule(_formula(workload, rows, columns))
+    schedule.fuse_reduction_epilogue("acc", "biased")
+    acc, y = schedule.get_sblock("acc"), schedule.get_sblock("y")
+    t, co, p, c, ci = schedule.get_loops(acc)
+    chunk, tile = schedule.split(t, [T // int(config["CHUNK"]), None])
+    schedule.reorder(chunk, co, tile, p, c)
+    schedule.reverse_compute_at(y, tile)
+    schedule.set_scope(acc, 0, "local")
+    if P % rows:
+        schedule.annotate(tile, "pragma_loop_partition_hint", 1)
+
+    burst, unroll = int(config["PREFETCH"]) or workload.Ci, int(config["UNROLL_CI"])
+    burst, ci, step = schedule.split(ci, [None, burst // unroll, unroll])
+    vector, lane = schedule.split(c, [None, width])
+    schedule.reorder(burst, ci, step, p, vector, lane)
+    unroll(schedule, step, p, vector)
+    schedule.vectorize(lane)
+    schedule.parallel(schedule.fuse(chunk, co))
+    init = schedule.decompose_reduction(acc, burst)
+    unroll(schedule, *schedule.get_loops(init)[-3:-1])
+    vectorize_last(schedule, y, width, unrolled=2)
+    if config["PREFETCH"]:
+        _prefetch_next_block(schedule, workload, config)
+    return schedule.mod
+
+
+def pack(
+    workload: Pointwise, config: Config, wt: NDArray[np.float32], bias: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """wt (Ci,Co) -> (Co/BLOCK_CO,Ci,BLOCK_CO) and bias likewise, channels padded with zeros."""
+    columns = int(config["BLOCK_CO"])
+    packed = pad_last(wt, columns).reshape(workload.Ci, -1, columns).transpose(1, 0, 2)
+    return np.ascontiguousarray(packed), pad_last(bias, columns).reshape(-1, columns)
+
+
+def _pixels(workload: Pointwise) -> int:
+    return workload.N * workload.H * workload.W
+
+
+def _register_tiles(workload: Pointwise, target: Target) -> tuple[tuple[int, int], ...]:
+    """(pixels, channels) of tiles whose accumulators take from half to nearly all registers.
+
+    Some stay free for a row of weights and a pixel, or the loop would spill. Of the heights and widths that do, only those that leave hardly any part of the last tile empty.
+    """
+    width = lanes(target, workload.dtype, workload.Co)
+    accumulators, pixels = target.limits.vector_registers - FREE_REGISTERS, _pixels(workload)
+    tiles: list[tuple[int, int]] = []
+    for columns in _covering(workload.Co, [width * vectors for vectors in (1, 2, 3, 4, 6)]):
+        tallest = min(accumulators * width // columns, pixels)
+        heights = _covering(pixels, range(max(1, tallest // 2), tallest + 1))
+        tiles += [(rows, columns) for rows in heights]
+    return tuple(tiles)
+
+
+def _covering(size: int, tiles: Iterable[int]) -> list[int]:
+    """Of `tiles`, those that cover `size` with nearly the least waste."""
+    covered = {tile: blocks(size, tile) * tile for tile in tiles}
+    return [tile for tile, total in covered.items() if total <= 1.03 * min(covered.values())]
+
+
+def _formula(workload: Pointwise, rows: int, columns: int) -> IRModule:
+    """The unscheduled function, its sum already written tile by tile."""
+    P, Ci, Co, dtype = _pixels(workload), workload.Ci, workload.Co, workload.dtype
+    T, B = blocks(P, rows), blocks(Co, columns)
+    x = te.placeholder((P, Ci), dtype, "x")
+    wt = te.placeholder((B, Ci, columns), dtype, "wt")
+    bias = te.placeholder((B, columns), dtype, "bias")
+    ci = te.reduce_axis((0, Ci), "ci")
+
+    def pixel(p: Any) -> Any:
+        if P % rows == 0:
+            return x[p, ci]
+        return tirx.if_then_else(tirx.likely(p < P), x[p, ci], tirx.const(0, dtype))
+
+    shape = (T, B, rows, columns)
+    acc = te.compute(
+        shape, lambda t, b, p, c: te.sum(pixel(t * rows + p) * wt[b, ci, c], ci), name="acc"
+    )
+    biased = te.compute(shape, lambda t, b, p, c: acc[t, b, p, c] + bias[b, c], name="biased")
+    y = te.compute(
+        (P, Co),
+        lambda p, c: activate(
+            biased[p // rows, c // columns, p % rows, c % columns], workload.activation
+        ),
+        name="y",
+    )
+    return module(x, wt, bias, y)
+
+
+def _prefetch_next_block(schedule: Schedule, workload: Pointwise, config: Config) -> None:
+    """While a block of weights is in use, bring the next one from L3 to L2, some lines at a time."""
+    block, tile, ci = schedule.get_loops("acc_update")[:3]
+    outer, inner, step = (schedule.get(loop) for loop in (block, tile, ci))
+    columns, B = int(config["BLOCK_CO"]), blocks(workload.Co, int(config["BLOCK_CO"]))
+    each = blocks(workload.Ci * columns, LINE * int(config["CHUNK"]) * int(step.extent))
+    first = (inner.loop_var * step.extent + step.loop_var) * each
+    following = outer.loop_var % B + 1
+    prefetch(
+        schedule,
+        ci,
+        "wt",
+        each,
+        lambda i: [following, (first + i) * LINE // columns, (first + i) * LINE % columns],
+    )
