@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,11 @@ def can_run(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether code for `target` runs on this machine."""
     instructions = target.features - {"GenuineIntel", "AuthenticAMD"}
     return instructions <= _flags(cpuinfo)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def linker() -> str | None:

@@ -90,8 +90,8 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     if P % rows:
         schedule.annotate(tile, "pragma_loop_partition_hint", 1)
 
-    burst, unroll = int(config["PREFETCH"]) or workload.Ci, int(config["UNROLL_CI"])
-    burst, ci, step = schedule.split(ci, [None, burst // unroll, unroll])
+    steps, between = int(config["UNROLL_CI"]), int(config["PREFETCH"]) or workload.Ci
+    burst, ci, step = schedule.split(ci, [None, between // steps, steps])
     vector, lane = schedule.split(c, [None, width])
     schedule.reorder(burst, ci, step, p, vector, lane)
     unroll(schedule, step, p, vector)

@@ -1,0 +1,37 @@
+"""A kernel's version: what it lowers to at fixed probes, so that a comment does not age a log."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+from kernels import kernel, kernels_for
+from kernels.workload import Conv, Depthwise, Head, Pointwise, Workload
+from targets import machines
+
+# One workload of each kind, with sizes that leave part of a last tile empty.
+PROBES: tuple[Workload, ...] = (
+    Conv(N=1, Hi=18, Wi=19, Ci=3, Co=24, stride=2, pad=(0, 1, 0, 1)),
+    Depthwise(N=1, Hi=9, Wi=11, C=24, stride=1, pad=(1, 1, 1, 1)),
+    Pointwise(N=1, H=9, W=11, Ci=64, Co=40),
+    Head(N=1, H=3, W=3, Ci=24, Co=10),
+)
+PROBE_DEVICE = ("x86", "x86-64-v3")
+
+
+@cache
+def version(name: str) -> str:
+    """Twelve hex digits that change when the code the kernel generates for its probes does.
+
+    The first, middle and last config of each probe's space are lowered, on a device of their own, so
+    that the version is the same on every machine.
+    """
+    kind, device = PROBE_DEVICE
+    target = machines(kind).DEVICES[device]
+    digest = hashlib.sha256()
+    for probe in PROBES:
+        if name in kernels_for(probe, target):
+            configs = list(kernel(name).space(probe, target))
+            for config in (configs[0], configs[len(configs) // 2], configs[-1]):
+                digest.update(kernel(name).lower(probe, config, target)["main"].script().encode())
+    return digest.hexdigest()[:12]

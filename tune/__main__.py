@@ -1,0 +1,7 @@
+"""`python -m tune`."""
+
+import sys
+
+from tune.cli import main
+
+sys.exit(main())

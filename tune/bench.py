@@ -1,0 +1,252 @@
+"""The artifact against its peers: same weights, same input, in turns.
+
+Each contender runs in a process of its own, started once, because thread pools of other libraries
+spin after their work. What it computes is compared with a float64 reference before it is timed.
+Then rounds alternate between the processes, in an order that rotates, so that drift of a shared
+machine falls on all alike.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kernels.tolerance import network_tolerance
+from tune.errors import GateError, SetupError, UsageError
+from tune.mobilenet import MobileNet
+from tune.peers import OURS, PEERS, REFERENCE, Array, Job, Peer
+from tune.peers.process import PeerFailed, Process
+
+if TYPE_CHECKING:
+    from tune.weights import Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How times are taken.
+
+    count     rounds; in each, every contender has one burst
+    warmup    untimed calls that open a burst
+    burst_s   how long the timed calls of a burst last at least, in sum
+    pause_s   between bursts, for the pools of the last process to fall asleep
+    """
+
+    count: int = 15
+    warmup: int = 2
+    burst_s: float = 0.15
+    pause_s: float = 0.05
+    prepare_timeout_s: float = 600.0
+    burst_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One contender's result. Percentiles are over the calls of all rounds."""
+
+    name: str
+    version: str
+    median_s: float
+    p20_s: float
+    p80_s: float
+    max_abs_diff: float  # of its logits from the reference's
+    ratio_to_ours: float  # of medians; above 1 is slower than ours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """A contender without a result, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Who was how fast, from the fastest, and under which conditions; `asdict` of it is stored."""
+
+    workload: str
+    threads: int
+    peak_gflops: float
+    floor_s: float  # the multiply-adds at that peak
+    load_average: float  # over the minute before the start
+    device: str
+    rows: tuple[Row, ...]
+    absent: tuple[Absent, ...]
+
+
+def compare(
+    model: MobileNet,
+    weights: Weights,
+    library: Path,
+    *,
+    threads: int,
+    peak_flops: float,
+    device: str,
+    peers: Mapping[str, Peer] = PEERS,
+    reference: Peer = REFERENCE,
+    rounds: Rounds | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Our `library`, always, and `peers` on one random batch of images.
+
+    peak_flops  what the machine can do on `threads` threads
+    device      the machine's name, as it shall appear in the result
+    progress    is told, in a line, what happens
+
+    A peer that is not installed, fails, hangs or computes something else is absent, with the
+    reason. GateError when that is our library; UsageError when there is none or `model` is not
+    float32; SetupError when the reference fails.
+    """
+    _check(model, library)
+    rounds = rounds or Rounds()
+    load_average = os.getloadavg()[0]
+    x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(np.float32)
+    job = Job(model=model, weights=weights, x=x, threads=threads, library=library.resolve())
+    with ExitStack() as stack:
+        expected = _expected(reference, job, rounds)
+        entrants = []
+        for name, peer in {OURS: PEERS[OURS], **peers}.items():
+            progress(f"preparing {name}")
+            entrants.append(_Entrant(name=name, process=stack.enter_context(Process(threads))))
+            with _dropping_out(entrants[-1]):
+                _prepare(entrants[-1], peer, job, expected, rounds)
+        _race(entrants, rounds, progress)
+    return Comparison(
+        workload=_title(model),
+        threads=threads,
+        peak_gflops=peak_flops / 1e9,
+        floor_s=2 * model.macs / peak_flops,
+        load_average=load_average,
+        device=device,
+        rows=_rows([entrant for entrant in entrants if entrant.failure is None]),
+        absent=tuple(Absent(name=e.name, reason=e.failure) for e in entrants if e.failure),
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Entrant:
+    """A contender: its process, its times so far, or why it has dropped out."""
+
+    name: str
+    process: Process
+    version: str = ""
+    max_abs_diff: float = math.nan
+    samples: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+
+@contextmanager
+def _dropping_out(entrant: _Entrant) -> Iterator[None]:
+    """Turn a failure into the entrant's result; GateError when the entrant is our library."""
+    try:
+        yield
+    except PeerFailed as failure:
+        entrant.process.close()
+        entrant.failure = str(failure)
+        if entrant.name == OURS:
+            raise GateError(
+                f"{OURS} has no result: {failure}; expected right logits from the library; "
+                f"build it again from the same weights"
+            ) from None
+
+
+def _prepare(entrant: _Entrant, peer: Peer, job: Job, expected: Array, rounds: Rounds) -> None:
+    """Prepare the entrant's network; PeerFailed when its logits are not the expected ones."""
+    entrant.version, y = entrant.process.ask(
+        "prepare", peer, job, timeout_s=rounds.prepare_timeout_s
+    )
+    if y.shape != expected.shape:
+        raise PeerFailed(f"its logits have shape {y.shape}; expected {expected.shape}")
+    entrant.max_abs_diff = float(np.max(np.abs(y - expected)))
+    allowed = network_tolerance(
+        job.model.dtype,
+        [layer.workload.terms for layer in job.model.layers],
+        scale=float(np.max(np.abs(expected))),
+    )
+    if not entrant.max_abs_diff <= allowed:  # so that a NaN is wrong too
+        raise PeerFailed(
+            f"its logits are off by {entrant.max_abs_diff:.3g}; expected at most {allowed:.3g}"
+        )
+
+
+def _race(entrants: list[_Entrant], rounds: Rounds, progress: Callable[[str], None]) -> None:
+    """Time all who are still there, round by round; who opens a round closes the next."""
+    for number in range(rounds.count):
+        progress(f"round {number + 1} of {rounds.count}")
+        turn = number % len(entrants)
+        for entrant in entrants[turn:] + entrants[:turn]:
+            if entrant.failure is None:
+                time.sleep(rounds.pause_s)
+                with _dropping_out(entrant):
+                    entrant.samples += entrant.process.ask(
+                        "burst", rounds.warmup, rounds.burst_s, timeout_s=rounds.burst_timeout_s
+                    )
+
+
+def _expected(reference: Peer, job: Job, rounds: Rounds) -> Array:
+    """The logits that every contender's are compared with."""
+    with Process(job.threads) as process:
+        try:
+            _, y = process.ask("prepare", reference, job, timeout_s=rounds.prepare_timeout_s)
+        except PeerFailed as failure:
+            raise SetupError(
+                f"the reference has no result: {failure}; expected PyTorch to compute it; "
+                f"run: pip install torch==2.13.0"
+            ) from None
+    logits: Array = y
+    return logits
+
+
+def _rows(entrants: Sequence[_Entrant]) -> tuple[Row, ...]:
+    """One row an entrant, the fastest first; one of them is ours."""
+    times = {entrant.name: percentiles(entrant.samples) for entrant in entrants}
+    rows = []
+    for entrant in entrants:
+        p20_s, median_s, p80_s = times[entrant.name]
+        rows.append(
+            Row(
+                name=entrant.name,
+                version=entrant.version,
+                median_s=median_s,
+                p20_s=p20_s,
+                p80_s=p80_s,
+                max_abs_diff=entrant.max_abs_diff,
+                ratio_to_ours=median_s / times[OURS][1],
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: row.median_s))
+
+
+def percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """The 20th, 50th and 80th percentile."""
+    p20, median, p80 = np.percentile(samples, (20, 50, 80)).tolist()
+    return p20, median, p80
+
+
+def _title(model: MobileNet) -> str:
+    size = f"{model.resolution}x{model.resolution}"
+    title = f"mobilenet_v1 alpha={model.alpha} {size} batch={model.batch} {model.dtype}"
+    return f"{title} {model.variant}" + f" {model.body}" * (model.body != "separable")
+
+
+def _check(model: MobileNet, library: Path) -> None:
+    """UsageError when there is nothing that can be compared."""
+    if model.dtype != "float32":
+        raise UsageError(
+            f"the model is {model.dtype}; expected float32, which every peer computes in; "
+            f"compare with --dtype float32"
+        )
+    if not library.is_file():
+        raise UsageError(
+            f"no library at {library}; expected a .so that build has written; "
+            f"run: python -m tune build --target x86 -o {library}"
+        )

@@ -1,0 +1,299 @@
+"""The command line: strings in, nouns out, rows printed, exit status. Nothing is decided here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from targets import TARGETS
+from tune.errors import SeptuneError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from targets.target import Target
+    from tune.mobilenet import MobileNet
+
+PROGRAM = "python -m tune"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status. Errors of ours become one line on stderr."""
+    try:
+        options = _parser().parse_args(arguments)
+        verb: Callable[[argparse.Namespace], None] = options.verb
+        verb(options)
+    except SeptuneError as error:
+        print(f"septune: {error}", file=sys.stderr)
+        return error.exit_status
+    except ValueError as error:  # a noun refused its fields: the request was wrong
+        print(f"septune: {error}", file=sys.stderr)
+        return UsageError.exit_status
+    except KeyboardInterrupt:
+        print("septune: stopped; every finished record is in the log", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report import progress_line, tuning_table
+
+    target, log = _target(options), _log(options)
+    live = sys.stderr.isatty()
+    for event in pipeline.tune(
+        _model(options).layers,
+        target,
+        log,
+        threads=_threads(options),
+        budget_s=options.budget,
+        trials=options.trials,
+        effort=options.effort,
+        kernels=options.kernel,
+        seed=options.seed,
+    ):
+        line = progress_line(event)
+        print(f"\r\x1b[K{line[:100]}" if live else line, end="" if live else "\n", file=sys.stderr)
+    if live:
+        print(file=sys.stderr)
+    rows = pipeline.winners(_model(options).layers, target, log, threads=_threads(options))
+    print(tuning_table(rows))
+    print(f"log: {log.path}")
+    _write_json(options, rows)
+
+
+def _build(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report import plan_summary
+
+    target = _target(options)
+    manifest = pipeline.build(
+        _model(options),
+        target,
+        _log(options),
+        threads=_threads(options),
+        weights=options.weights,
+        seed=options.seed,
+        output=options.output,
+        require_tuned=options.require_tuned,
+    )
+    print(plan_summary(manifest))
+    print(f"library: {options.output}")
+    _write_json(options, manifest)
+
+
+def _classify(options: argparse.Namespace) -> None:
+    from tune import pipeline
+
+    for photo, likeliest in pipeline.classify(options.lib, options.photo, options.threads):
+        print(photo)
+        for probability, label in likeliest:
+            print(f"  {probability:6.3f}  {label}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report import comparison_table
+
+    comparison = pipeline.bench(
+        _model(options),
+        _target(options),
+        _log(options),
+        threads=_threads(options),
+        weights=options.weights,
+        seed=options.seed,
+        library=options.lib,
+        peers=options.peers,
+        rounds=options.rounds,
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    print(comparison_table(comparison))
+    _write_json(options, comparison)
+
+
+def _show_model(options: argparse.Namespace) -> None:
+    from tune.report import model_table
+
+    print(model_table(_model(options)))
+
+
+def _show_log(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report import tuning_table
+
+    rows, skipped = pipeline.show(options.log)
+    print(tuning_table(rows))
+    print(f"log: {options.log}" + (f", {skipped} unreadable lines skipped" if skipped else ""))
+    _write_json(options, rows)
+
+
+def _target(options: argparse.Namespace) -> Target:
+    """The machine asked for: a known device by name, else this one."""
+    from targets import machines
+
+    kind = machines(options.target)
+    if options.device is None:
+        host: Target = kind.host()
+        return host
+    if options.device not in kind.DEVICES:
+        raise UsageError(
+            f"device {options.device!r} is not known; expected one of {', '.join(kind.DEVICES)}; "
+            f"leave --device out for this machine"
+        )
+    device: Target = kind.DEVICES[options.device]
+    return device
+
+
+def _log(options: argparse.Namespace) -> Any:
+    from tune.pipeline import Log
+
+    return Log.at(options.log, _target(options))
+
+
+def _threads(options: argparse.Namespace) -> int:
+    return options.threads or os.cpu_count() or 1
+
+
+def _model(options: argparse.Namespace) -> MobileNet:
+    from tune.mobilenet import MobileNet
+
+    return MobileNet(
+        alpha=options.alpha,
+        resolution=options.resolution,
+        batch=options.batch,
+        classes=options.classes,
+        variant=options.variant,
+        dtype=options.dtype,
+        body=getattr(options, "body", "separable"),
+    )
+
+
+def _write_json(options: argparse.Namespace, value: Any) -> None:
+    if options.json is not None:
+        try:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(value, indent=1) + "\n")
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {options.json}: {error.strerror}; expected a writable path; "
+                f"choose another --json"
+            ) from None
+        print(f"json: {options.json}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours: one line, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Tune, build, run and compare MobileNet-class networks.",
+        epilog="Exit status: 0 done; 1 a check failed; 2 wrong request; 3 something is missing; "
+        "4 a log cannot be used.",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="verb", parser_class=_Parser)
+    where, which, output = _where(), _which(), _output()
+
+    run = verbs.add_parser("run", parents=[where, which, output], help="measure configs into the log")
+    run.add_argument("--budget", type=_duration, metavar="TIME", help="stop after, e.g. 90s, 5m, 1h")
+    run.add_argument("--trials", type=_count, metavar="N", help="measure at most N configs")
+    run.add_argument("--effort", choices=("quick", "full", "max"), default="full", help=EFFORT_HELP)
+    run.add_argument("--kernel", action="append", metavar="NAME", help="only this kernel; repeatable")
+    run.set_defaults(verb=_run)
+
+    build = verbs.add_parser("build", parents=[where, which, output], help="write the .so")
+    build.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
+    build.add_argument("--require-tuned", action="store_true", help="fail if a layer has no record")
+    build.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.so")
+    build.set_defaults(verb=_build)
+
+    classify = verbs.add_parser("classify", help="name what is on photos")
+    classify.add_argument("--lib", type=Path, required=True, metavar="FILE.so")
+    classify.add_argument("--threads", type=_count, metavar="N", help="default: as built")
+    classify.add_argument("photo", type=Path, nargs="+")
+    classify.set_defaults(verb=_classify)
+
+    bench = verbs.add_parser("bench", parents=[where, which, output], help="compare with peers")
+    bench.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
+    bench.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
+    bench.add_argument("--peers", type=_names, metavar="A,B", help="default: all that are installed")
+    bench.add_argument("--rounds", type=_count, default=15, metavar="N", help="default: 15")
+    bench.set_defaults(verb=_bench)
+
+    model = verbs.add_parser("model", parents=[which], help="print layers, parameters, multiply-adds")
+    model.add_argument("--body", choices=("separable", "full", "shallow"), default="separable")
+    model.set_defaults(verb=_show_model)
+
+    log = verbs.add_parser("log", help="read tuning logs").add_subparsers(
+        required=True, metavar="what", parser_class=_Parser
+    )
+    show = log.add_parser("show", parents=[output], help="the best of every workload")
+    show.add_argument("--log", type=Path, required=True, metavar="PATH")
+    show.set_defaults(verb=_show_log)
+    return parser
+
+
+WEIGHTS_HELP = "checkpoint, .safetensors or .pt; default: ImageNet where it fits, else random"
+EFFORT_HELP = "trials a workload: quick 24, full 96, max the whole space; default: full"
+
+
+def _where() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--target", choices=tuple(TARGETS), default="x86")
+    options.add_argument("--device", metavar="NAME", help="a known machine; default: this one")
+    options.add_argument("--threads", type=_count, metavar="N", help="default: all cores")
+    options.add_argument(
+        "--log",
+        "--from-log",
+        type=Path,
+        metavar="PATH",
+        help="default: logs/TARGET/DEVICE.jsonl, with the other devices' logs as hints",
+    )
+    options.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    return options
+
+
+def _which() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--alpha", type=float, default=1.0, metavar="X", help="width; default: 1.0")
+    options.add_argument("--resolution", type=_count, default=224, metavar="N", help="default: 224")
+    options.add_argument("--batch", type=_count, default=1, metavar="N", help="default: 1")
+    options.add_argument("--classes", type=_count, default=1001, metavar="N", help="default: 1001")
+    options.add_argument("--variant", choices=("tf", "torch"), default="tf", help="padding, epsilon")
+    options.add_argument("--dtype", choices=("float32",), default="float32")
+    return options
+
+
+def _output() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    return options
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; expected a whole number from 1 up")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    """Seconds in a text such as 90s, 5m or 1.5h."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; expected e.g. 90s, 5m or 1h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)

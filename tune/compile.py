@@ -1,0 +1,83 @@
+"""A Relax module in, the artifact out: one shared library, and a manifest beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.target import Target
+from tune.builder import linker
+from tune.mobilenet import MobileNet
+from tune.pins import PINS
+from tune.plan import Choice
+
+MANIFEST_FORMAT = 1
+
+
+def compile_network(module: Any, target: Target, path: Path) -> None:
+    """Write the library of a whole network to `path`. SetupError when nothing can link it."""
+    from tvm import relax
+
+    driver = linker(target)
+    with target.tvm():
+        executable = relax.build(module, target=target.tvm())
+    executable.export_library(str(path), cc=driver)
+
+
+def manifest(
+    model: MobileNet,
+    choices: Sequence[Choice],
+    weights: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    target: Target,
+    threads: int,
+    library: Path,
+) -> dict[str, Any]:
+    """What the library is, in plain data: enough to run it rightly and to tell how it was made."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        for array in weights[name]:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return {
+        "format": MANIFEST_FORMAT,
+        "model": asdict(model),
+        "input": {
+            "shape": list(model.input_shape),
+            "dtype": model.dtype,
+            "layout": "NHWC",
+            "range": "RGB, value / 127.5 - 1",
+        },
+        "output": {"shape": [model.batch, model.classes], "dtype": model.dtype},
+        "target": {"kind": target.kind, "device": target.device, "mcpu": target.mcpu},
+        "threads": threads,
+        "tvm": PINS["apache-tvm"],
+        "library_sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
+        "weights_sha256": digest.hexdigest(),
+        "layers": [
+            {
+                "name": choice.layer.name,
+                "workload": choice.layer.workload.key,
+                "kernel": choice.kernel,
+                "config": choice.config,
+                "why": choice.why,
+                "time_s": choice.time_s,
+            }
+            for choice in choices
+        ],
+    }
+
+
+def manifest_path(library: Path) -> Path:
+    """Where the manifest of a library lies: beside it, `.json` for `.so`."""
+    return library.with_suffix(".json")
+
+
+def write_manifest(description: dict[str, Any], library: Path) -> None:
+    """Write the manifest beside `library`."""
+    manifest_path(library).write_text(json.dumps(description, indent=1) + "\n")

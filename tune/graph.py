@@ -1,0 +1,59 @@
+"""A plan and its weights in, one Relax function out: image to logits, weights inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels import kernel
+from targets.target import Target
+from tune.builder import argument_shapes
+from tune.plan import Choice
+
+Array = NDArray[np.float32]
+
+
+def assemble(
+    choices: Sequence[Choice], weights: Mapping[str, tuple[Array, Array]], target: Target
+) -> Any:
+    """An IRModule whose `main` takes the image (N,H,W,3) and returns the logits (N,classes).
+
+    weights  folded wt and bias by layer name, in canonical layouts
+    """
+    from tvm import relax
+
+    first, last = choices[0].layer.workload, choices[-1].layer.workload
+    builder = relax.BlockBuilder()
+    image = relax.Var("image", relax.TensorType(first.x_shape, first.dtype))
+    functions: dict[str, Any] = {}
+    with builder.function("main", [image]):
+        with builder.dataflow():
+            value, shape = image, first.x_shape
+            for choice in choices:
+                workload, config = choice.layer.workload, choice.config
+                scheduled = kernel(choice.kernel)
+                if workload.key not in functions:
+                    function = scheduled.lower(workload, config, target)["main"]
+                    name = choice.layer.name.replace(".", "_")
+                    functions[workload.key] = builder.add_func(_scheduled(function), name), function
+                symbol, function = functions[workload.key]
+                x_shape, *_, y_shape = argument_shapes(function)
+                packed = scheduled.pack(workload, config, *weights[choice.layer.name])
+                if x_shape != shape:
+                    value = builder.emit(relax.op.reshape(value, x_shape))
+                arguments = [value, *map(relax.const, packed)]
+                result = relax.TensorType(y_shape, workload.dtype)
+                value, shape = builder.emit(relax.call_tir(symbol, arguments, result)), y_shape
+            if shape != last.y_shape:
+                value = builder.emit(relax.op.reshape(value, last.y_shape))
+            output = builder.emit_output(value)
+        builder.emit_func_output(output)
+    return builder.get()
+
+
+def _scheduled(function: Any) -> Any:
+    """Marked, so that no pass schedules it anew."""
+    return function.without_attr("global_symbol").with_attr("tirx.is_scheduled", True)

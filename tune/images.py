@@ -1,0 +1,42 @@
+"""Photos in, network input out."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tune.errors import UsageError
+
+LABELS = Path(__file__).parent / "data" / "imagenet_labels.txt"
+CROP = 0.875  # of the shorter side: the square that is looked at, around the centre
+
+
+def read(path: Path, resolution: int) -> NDArray[np.float32]:
+    """The photo at `path` as (1,resolution,resolution,3), RGB, value / 127.5 - 1.
+
+    The central square is cut out and resized with bilinear interpolation.
+    UsageError when there is no file or it holds no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as photo:
+            rgb = photo.convert("RGB")
+    except FileNotFoundError:
+        raise UsageError(f"no photo at {path}; expected a PNG or JPEG file") from None
+    except (UnidentifiedImageError, OSError):
+        raise UsageError(f"{path} is no image that can be read; expected PNG or JPEG") from None
+    side = int(min(rgb.size) * CROP)
+    left, top = ((size - side) // 2 for size in rgb.size)
+    square = rgb.crop((left, top, left + side, top + side))
+    resized = square.resize((resolution, resolution), Image.Resampling.BILINEAR)
+    return (np.asarray(resized, np.float32) / np.float32(127.5) - 1)[None]
+
+
+@cache
+def labels() -> tuple[str, ...]:
+    """The 1001 ImageNet classes in order, `background` first."""
+    return tuple(LABELS.read_text().splitlines())

@@ -1,0 +1,72 @@
+"""Who is compared: our library and the runtimes that an engineer would otherwise ship.
+
+A peer is one module with two functions,
+
+    version() -> str                     of the library that does the work
+    prepare(job: Job) -> Contender       the network, compiled and ready on `job.threads` threads
+
+imported only in the process that measures it. Each takes the same folded or unfolded weights and
+the same input, computes in float32 and is set up as its own manual advises.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tune.mobilenet import MobileNet
+    from tune.weights import Weights
+
+Array = NDArray[np.float32]
+
+
+class Peer(NamedTuple):
+    """Where a peer lives, and the packages that it needs."""
+
+    module: str
+    packages: tuple[str, ...] = ()
+
+
+OURS = "septune"
+
+PEERS = {
+    OURS: Peer("tune.peers.septune"),
+    "torch-eager": Peer("tune.peers.torch_eager", ("torch",)),
+    "torch-eager-channels-last": Peer("tune.peers.torch_eager_channels_last", ("torch",)),
+    "torch-compile": Peer("tune.peers.torch_compile", ("torch",)),
+    "onnxruntime": Peer("tune.peers.onnxruntime", ("onnx", "onnxruntime")),
+    "openvino": Peer("tune.peers.openvino", ("onnx", "openvino")),
+    "ncnn": Peer("tune.peers.ncnn", ("ncnn",)),
+}
+
+# Never timed: the judge of the others' outputs.
+REFERENCE = Peer("tune.peers.torch_float64", ("torch",))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What every contender is given. x (N, H, W, 3); `library` is ours, peers use `weights`."""
+
+    model: MobileNet
+    weights: Weights
+    x: Array
+    threads: int
+    library: Path | None = None
+
+
+class Contender(Protocol):
+    """A prepared network. Only `run` is timed: no conversion that a user would not pay for."""
+
+    def bind(self, x: Array) -> None:
+        """Put x (N, H, W, 3) into the library's own tensor."""
+
+    def run(self) -> Any:
+        """The output for the bound input, in the library's own form."""
+
+    def logits(self, y: Any) -> Array:
+        """What `run` gave, as (N, classes) float32."""

@@ -1,0 +1,36 @@
+"""Our own library, loaded as an application loads it."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from tune import runtime
+from tune.errors import UsageError
+from tune.peers import Array, Job
+
+
+def version() -> str:
+    return f"tvm {metadata.version('apache-tvm')}"
+
+
+def prepare(job: Job) -> Library:
+    """The network in `job.library`. UsageError when none is named, or as `runtime.load` says."""
+    if job.library is None:
+        raise UsageError("no library is given; expected a .so that build has written; name one")
+    return Library(runtime.load(job.library, threads=job.threads))
+
+
+class Library:
+    def __init__(self, network: runtime.Network) -> None:
+        self._network = network
+
+    def bind(self, x: Array) -> None:
+        self._x = self._network.bind(x)
+
+    def run(self) -> Any:
+        return self._network.run(self._x)
+
+    def logits(self, y: Any) -> Array:
+        logits: Array = y.numpy()
+        return logits

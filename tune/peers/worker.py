@@ -1,0 +1,74 @@
+"""The process of one contender: `python -m tune.peers.worker FD`.
+
+It is asked over the socket FD, answers each request with (done, value or reason), waits in a
+blocking read in between, and ends when the other side closes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from importlib import import_module
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tune.peers import Array, Contender, Job, Peer
+
+
+def main() -> None:
+    seat = Seat()
+    with Connection(int(sys.argv[1])) as channel:
+        while True:
+            try:
+                method, arguments = channel.recv()
+            except EOFError:
+                return
+            try:
+                answer: tuple[bool, Any] = (True, getattr(seat, method)(*arguments))
+            except Exception as error:
+                answer = (False, _reason(error))
+            channel.send(answer)
+
+
+class Seat:
+    """What may be asked of a contender: `prepare` once, then `burst` as often as wanted."""
+
+    _contender: Contender
+
+    def prepare(self, peer: Peer, job: Job) -> tuple[str, Array]:
+        """The version of the peer's library and the logits (N, classes) it gives for `job.x`."""
+        for package in peer.packages:
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(
+                    f"{package} is not installed; expected it for this peer; "
+                    f"run: pip install -e '.[peers]'"
+                )
+        module: Any = import_module(peer.module)
+        self._contender = module.prepare(job)
+        self._contender.bind(job.x)
+        return module.version(), self._contender.logits(self._contender.run())
+
+    def burst(self, warmup: int, min_s: float) -> list[float]:
+        """Seconds of each call, after `warmup` calls, until they add up to `min_s`."""
+        run = self._contender.run
+        for _ in range(warmup):
+            run()
+        samples: list[float] = []
+        total_s = 0.0
+        while total_s < min_s:
+            start = time.perf_counter()
+            run()
+            samples.append(time.perf_counter() - start)
+            total_s += samples[-1]
+        return samples
+
+
+def _reason(error: Exception) -> str:
+    """The error's type and the first line of its message."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Stored results -> text. Measures nothing; the one place that scales units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+COMPARISON_COLUMNS = (
+    "name",
+    "version",
+    "median ms",
+    "p20",
+    "p80",
+    "× ours",
+    "% of FMA floor",
+    "max |diff|",
+)
+
+# Why a layer is computed as it is -> what the user should know of it.
+WHYS = {
+    "measured": "",
+    "transferred": "configs from other shapes, devices or thread counts; tune to have its own",
+    "default": "never measured anywhere; tune to make these layers fast",
+}
+
+
+def comparison_table(comparison: dict[str, Any]) -> str:
+    """A stored `bench.Comparison` as lines: conditions, one row a contender, who is absent.
+
+    "% of FMA floor" is how near a median comes to the time that the multiply-adds alone take.
+    """
+    floor_s = comparison["floor_s"]
+    rows = [
+        (
+            row["name"],
+            row["version"],
+            f"{row['median_s'] * 1e3:.2f}",
+            f"{row['p20_s'] * 1e3:.2f}",
+            f"{row['p80_s'] * 1e3:.2f}",
+            f"{row['ratio_to_ours']:.2f}",
+            f"{floor_s / row['median_s']:.0%}",
+            f"{row['max_abs_diff']:.1e}",
+        )
+        for row in comparison["rows"]
+    ]
+    threads = comparison["threads"]
+    conditions = (
+        f"{comparison['workload']}, {threads} thread{'s' if threads > 1 else ''}, "
+        f"{comparison['device']}, peak {comparison['peak_gflops']:.1f} GFLOP/s, "
+        f"floor {floor_s * 1e3:.2f} ms, load average {comparison['load_average']:.2f}"
+    )
+    absent = [f"absent: {each['name']}: {each['reason']}" for each in comparison["absent"]]
+    return "\n".join([conditions, "", *_aligned([COMPARISON_COLUMNS, *rows], left=2), *absent])
+
+
+def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of `pipeline.winners` or `pipeline.show` as lines: the best of each workload."""
+    head = ("workload", "config", "trials", "µs", "GFLOP/s", "% of peak", "× slowest")
+    named = any("device" in row for row in rows)
+    lines = [("device", *head) if named else head]
+    for row in rows:
+        cells = [row["workload"], "none", str(row["trials"]), "", "", "", ""]
+        if row["time_s"] is not None:
+            rate = row["flops"] / row["time_s"]
+            cells[1] = " ".join(f"{name}={value}" for name, value in row["config"].items())
+            cells[3:] = [
+                f"{row['time_s'] * 1e6:.1f}",
+                f"{rate / 1e9:.1f}",
+                f"{rate / row['peak_flops']:.0%}" if row["peak_flops"] else "",
+                f"{row['slowest_s'] / row['time_s']:.1f}",
+            ]
+        place = f"{row['device']}/{row['threads']}" if named else None
+        lines.append(tuple(cells) if place is None else (place, *cells))
+    table = "\n".join(_aligned(lines, left=3 if named else 2))
+    if named or any(row["time_s"] is None for row in rows):
+        return table
+    total_s = sum(row["layers"] * row["time_s"] for row in rows)
+    return f"{table}\nall layers in isolation: {total_s * 1e3:.2f} ms"
+
+
+def progress_line(event: Any) -> str:
+    """A `pipeline.Progress` as a line: what was measured, the best of its workload, time left."""
+    record = event.record
+    if record.error is not None:
+        result = record.error
+    else:
+        result = f"{record.time_s * 1e6:.1f} µs"
+    best = ""
+    if event.best_s is not None:
+        rate = event.flops / event.best_s
+        best = f", best {rate / 1e9:.1f} GFLOP/s = {rate / record.peak_flops:.0%} of peak"
+    left = f", {max(0.0, event.left_s):.0f} s left" if event.left_s is not None else ""
+    return f"{event.done:4d} {record.stage} {record.workload}: {result}{best}{left}"
+
+
+def plan_summary(manifest: dict[str, Any]) -> str:
+    """How many layers were measured, carried over or left at a default, and which were not."""
+    layers = manifest["layers"]
+    counts = {why: [l["name"] for l in layers if l["why"] == why] for why in WHYS}
+    parts = [f"{len(names)} {why}" for why, names in counts.items() if names]
+    lines = [f"{len(layers)} layers: {', '.join(parts)}"]
+    for why, consequence in WHYS.items():
+        if consequence and counts[why]:
+            lines.append(f"{why}: {', '.join(counts[why])}; {consequence}")
+    return "\n".join(lines)
+
+
+def model_table(model: Any) -> str:
+    """The layers of a `mobilenet.MobileNet` as lines, with multiply-adds and parameters in sum."""
+    lines: list[tuple[str, ...]] = [("layer", "kind", "output", "stride", "multiply-adds")]
+    for layer in model.layers:
+        workload = layer.workload
+        shape = "x".join(map(str, workload.y_shape[1:]))
+        stride = str(getattr(workload, "stride", ""))
+        kind = type(workload).__name__.lower()
+        lines.append((layer.name, kind, shape, stride, f"{workload.macs / 1e6:.2f} M"))
+    total = (
+        f"{model.macs / 1e6:.2f} M multiply-adds, {model.parameters:,} parameters, "
+        f"{model.classes} classes"
+    )
+    return "\n".join([*_aligned(lines, left=3), total])
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """The rows as lines, columns padded to one width; the first `left` columns are words."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if number < left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,117 @@
+"""Load and run an artifact: needs NumPy and TVM's runtime, and neither compiler nor PyTorch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets import machines
+from tune.errors import SetupError, UsageError
+from tune.pins import PINS, check_pins
+
+
+ALIGNMENT = 64  # bytes; compiled code loads whole vectors
+
+
+class Network:
+    """A loaded network; call it with a batch of images.
+
+    input_shape  (N,H,W,3), float32, RGB, value / 127.5 - 1
+    """
+
+    def __init__(self, machine: Any, manifest: dict[str, Any]) -> None:
+        self._machine = machine
+        self._main = machine["main"]
+        self.manifest = manifest
+        self.input_shape = tuple(manifest["input"]["shape"])
+
+    def __call__(self, images: Any) -> NDArray[np.float32]:
+        """Logits (N,classes) of `images`, a NumPy array or any DLPack tensor, read in place.
+
+        UsageError when they have another shape or dtype than the network was built for.
+        """
+        logits: NDArray[np.float32] = self.run(self.bind(images)).numpy()
+        return logits
+
+    def bind(self, images: Any) -> Any:
+        """`images` as a tensor of TVM's, without a copy where the memory allows."""
+        import tvm
+
+        if isinstance(images, np.ndarray):
+            images = np.ascontiguousarray(images)
+            aligned = images.ctypes.data % ALIGNMENT == 0 and images.flags.writeable
+            tensor = tvm.runtime.from_dlpack(images) if aligned else tvm.runtime.tensor(images)
+        else:
+            tensor = tvm.runtime.from_dlpack(images)
+        shape, dtype = tuple(int(size) for size in tensor.shape), str(tensor.dtype)
+        if shape != self.input_shape or dtype != "float32":
+            raise UsageError(
+                f"images are {dtype} {shape}; expected float32 {self.input_shape}, NHWC; "
+                f"convert them, or build for another --batch or --resolution"
+            )
+        return tensor
+
+    def run(self, images: Any) -> Any:
+        """The logits as a tensor of TVM's, for images that `bind` returned."""
+        return self._main(images)
+
+
+def load(path: str | Path, threads: int | None = None) -> Network:
+    """The network in the library at `path`, to run on so many threads; the manifest's by default.
+
+    The thread count holds for the process: TVM has one pool, sized when it first works. UsageError
+    when the files are missing or no artifact; SetupError when this machine or TVM cannot run it.
+    """
+    library = Path(path)
+    manifest = read_manifest(library)
+    check_pins()
+    _check_machine(manifest, library)
+    count = threads or manifest["threads"]
+    os.environ["TVM_NUM_THREADS"] = str(count)
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    tvm.get_global_func("runtime.config_threadpool")(1, count)
+    machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+    return Network(machine, manifest)
+
+
+def read_manifest(library: Path) -> dict[str, Any]:
+    """The manifest beside `library`. UsageError when either is missing or cannot be read."""
+    path = library.with_suffix(".json")
+    if not library.is_file():
+        raise UsageError(
+            f"no library at {library}; expected a .so that build has written; "
+            f"run: python -m tune build --target x86 -o {library}"
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest["input"]["shape"], manifest["threads"], manifest["tvm"], manifest["target"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"no manifest can be read at {path}; expected the .json that build writes beside the "
+            f".so; build it again, or copy both files"
+        ) from None
+    return manifest
+
+
+def _check_machine(manifest: dict[str, Any], library: Path) -> None:
+    """SetupError when the artifact needs another TVM or another CPU."""
+    if manifest["tvm"] != PINS["apache-tvm"]:
+        raise SetupError(
+            f"{library} was built with TVM {manifest['tvm']}; expected {PINS['apache-tvm']}, whose "
+            f"byte code this runtime reads; build it again"
+        )
+    made_for = manifest["target"]
+    kind = machines(made_for["kind"])
+    target = kind.DEVICES.get(made_for["device"])
+    if target is None or not kind.can_run(target):
+        raise SetupError(
+            f"{library} was built for {made_for['device']}, whose instructions this CPU lacks; "
+            f"expected a build for this machine; run: python -m tune build --target x86"
+        )

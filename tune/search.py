@@ -1,0 +1,164 @@
+"""(space, history, seed) -> configs to try. Pure: the same arguments give the same answer.
+
+First what won elsewhere and the kernel's own default, then a sample spread over the space, then what
+a gradient-boosted model of the measured times likes best, with a share of what it is unsure of. A
+space that fits into the batch is simply measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.space import Config, Space
+
+History = Sequence[tuple[Config, float | None]]
+
+SPREAD = 12  # configs measured before a model is asked
+MODELS = 3  # their disagreement is the uncertainty
+UNSURE_EVERY = 5  # one config in so many is taken for being uncertain
+FAILED = math.log(4)  # a failure counts as four times slower than the slowest
+DONE = 0.98  # share of the floor beyond which nothing is left to gain
+
+
+def propose(
+    space: Space, history: History, *, seed: int, count: int, seeds: Sequence[Config] = ()
+) -> list[Config]:
+    """Up to `count` configs of the space that are not in `history`; [] when all are.
+
+    history  (config, seconds) measured so far, seconds None for a failure
+    seeds    configs that were good elsewhere, best first; any that lie outside the space are
+             carried to their nearest neighbour
+    """
+    tried = {_key(config) for config, _ in history}
+    fresh = [config for config in space if _key(config) not in tried]
+    if len(fresh) <= count:
+        return fresh
+    chosen: dict[tuple[object, ...], Config] = {}
+    for config in (*map(space.nearest, seeds), space.default):
+        if _key(config) not in tried and len(chosen) < count:
+            chosen.setdefault(_key(config), config)
+    rest = [config for config in fresh if _key(config) not in chosen]
+    known = [*(config for config, _ in history), *chosen.values()]
+    spread = min(max(0, SPREAD - len(known)), count - len(chosen))
+    for config in _spread(space, rest, known, spread, seed):
+        chosen[_key(config)] = config
+    if len(chosen) < count and history:
+        rest = [config for config in rest if _key(config) not in chosen]
+        for config in _promising(space, rest, history, count - len(chosen), seed):
+            chosen[_key(config)] = config
+    return list(chosen.values())
+
+
+def expected_gain(history: History, *, space_size: int, floor_s: float | None) -> float:
+    """The share of the best time that further search may still save, 0 when nothing is left.
+
+    floor_s  no config can be faster, seconds; None when unknown
+
+    Each improvement so far is a hint at the next; it fades by half with every eight trials since,
+    and with the part of the space that is already measured. At most what lies above the floor.
+    """
+    best, gained = math.inf, 0.3  # before anything is known, a search may save a third
+    for position, (_, time_s) in enumerate(history):
+        if time_s is not None and time_s < best:
+            if best < math.inf:
+                since = len(history) - position
+                gained = max(gained, 1 - time_s / best) if since < 8 else gained
+            best = time_s
+            last = position
+    if best == math.inf:
+        return 1.0 if len(history) < space_size else 0.0
+    if floor_s is not None and floor_s / best >= DONE:
+        return 0.0
+    room = 1.0 if floor_s is None else 1 - floor_s / best
+    fading = 0.5 ** ((len(history) - 1 - last) / 8) * (1 - min(1.0, len(history) / space_size))
+    return min(room, gained * fading)
+
+
+def _key(config: Config) -> tuple[object, ...]:
+    return tuple(sorted(config.items()))
+
+
+def _places(space: Space, configs: Sequence[Config]) -> NDArray[np.float64]:
+    """Every config as a point of the unit cube, by the position of its choices."""
+    scale = [max(1, len(knob.choices) - 1) for knob in space.knobs]
+    rows = [[knob.choices.index(config[knob.name]) for knob in space.knobs] for config in configs]
+    return np.array(rows, dtype=np.float64).reshape(len(configs), -1) / scale
+
+
+def _spread(
+    space: Space, candidates: Sequence[Config], known: Sequence[Config], count: int, seed: int
+) -> list[Config]:
+    """`count` candidates, each as far as can be from those known and from each other."""
+    if count == 0:
+        return []
+    places = _places(space, candidates)
+    inside = [config for config in known if config in space]
+    away = np.full(len(candidates), np.inf)
+    for place in _places(space, inside):
+        away = np.minimum(away, ((places - place) ** 2).sum(axis=1))
+    jitter = np.random.default_rng(seed).uniform(0, 1e-3, len(candidates))
+    picked = []
+    for _ in range(min(count, len(candidates))):
+        index = int(np.argmax(np.minimum(away, 1e6) + jitter))
+        picked.append(candidates[index])
+        away = np.minimum(away, ((places - places[index]) ** 2).sum(axis=1))
+        away[index] = -1.0
+    return picked
+
+
+def _promising(
+    space: Space, candidates: Sequence[Config], history: History, count: int, seed: int
+) -> list[Config]:
+    """The candidates that models of the history think fastest, and some they disagree on."""
+    usable = [(config, time_s) for config, time_s in history if config in space]
+    if not any(time_s for _, time_s in usable):
+        return _spread(space, candidates, [config for config, _ in usable], count, seed)
+    predicted = _predict(space, usable, candidates, seed)
+    score, doubt = predicted.mean(axis=0), predicted.std(axis=0)
+    by_score, by_doubt = list(np.argsort(score, kind="stable")), list(np.argsort(score - 2 * doubt))
+    picked: list[int] = []
+    while len(picked) < min(count, len(candidates)):
+        unsure = (len(picked) + 1) % UNSURE_EVERY == 0
+        order = by_doubt if unsure else by_score
+        picked.append(next(int(index) for index in order if int(index) not in picked))
+    return [candidates[index] for index in picked]
+
+
+def _predict(
+    space: Space, history: History, candidates: Sequence[Config], seed: int
+) -> NDArray[np.float64]:
+    """log seconds of each candidate as each of MODELS models sees it; (MODELS, candidates)."""
+    import xgboost
+
+    logs = [None if time_s is None else math.log(time_s) for _, time_s in history]
+    slowest = max(value for value in logs if value is not None)
+    labels = np.array([slowest + FAILED if value is None else value for value in logs])
+    rows = _features(space, [config for config, _ in history])
+    asked = xgboost.DMatrix(_features(space, candidates))
+    predictions = []
+    for number in range(MODELS):
+        settings = {
+            "max_depth": 4,
+            "eta": 0.2,
+            "subsample": 0.8,
+            "min_child_weight": 1,
+            "lambda": 0.1,
+            "nthread": 1,
+            "seed": seed * MODELS + number,
+        }
+        booster = xgboost.train(settings, xgboost.DMatrix(rows, labels), num_boost_round=60)
+        predictions.append(booster.predict(asked))
+    return np.array(predictions, dtype=np.float64)
+
+
+def _features(space: Space, configs: Sequence[Config]) -> NDArray[np.float64]:
+    """A row a config: its knobs, and the products of each two, such as the area of a tile."""
+    rows = np.array([space.features(config) for config in configs], dtype=np.float64)
+    pairs = [
+        rows[:, i] * rows[:, j] for i in range(rows.shape[1]) for j in range(i + 1, rows.shape[1])
+    ]
+    return np.column_stack([rows, *pairs])

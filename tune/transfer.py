@@ -1,0 +1,67 @@
+"""Configs that were good elsewhere: where a search starts, and what a plan falls back on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import fields
+
+from kernels.space import Config, Space
+from kernels.workload import Workload, parse
+from targets.target import Target
+from tune.database import Record
+
+
+def similar(
+    records: Iterable[Record],
+    workload: Workload,
+    kernel: str,
+    space: Space,
+    *,
+    target: Target,
+    threads: int,
+    limit: int = 4,
+) -> list[tuple[Config, Record]]:
+    """Configs of the same kernel that won at the shapes, devices and thread counts nearest to these.
+
+    Each is carried over to `space` and stands beside the record it comes from; nearest first.
+    """
+    winners: dict[tuple[str, str, int], Record] = {}
+    for record in records:
+        if record.kernel != kernel or record.target != target.kind or record.time_s is None:
+            continue
+        place = (record.workload, record.device, record.threads)
+        known = winners.get(place)
+        if known is None or _rank(record) < _rank(known):
+            winners[place] = record
+
+    def distance(record: Record) -> tuple[float, str]:
+        away = _distance(workload, parse(record.workload))
+        away += 0.5 * (record.device != target.device) + 0.25 * (record.threads != threads)
+        return away, record.workload
+
+    found: list[tuple[Config, Record]] = []
+    for record in sorted(winners.values(), key=distance):
+        config = space.nearest(record.config)
+        if config not in [known for known, _ in found]:
+            found.append((config, record))
+        if len(found) == limit:
+            break
+    return found
+
+
+def _rank(record: Record) -> tuple[bool, float]:
+    """Finals before trials, then the faster."""
+    return (record.stage != "final", record.time_s or math.inf)
+
+
+def _distance(one: Workload, other: Workload) -> float:
+    """How many doublings lie between two workloads of a kind, over all their sizes."""
+    away = 0.0
+    for field in fields(one):
+        a, b = getattr(one, field.name), getattr(other, field.name, None)
+        if isinstance(a, int) and isinstance(b, int):
+            away += abs(math.log2(a / b))
+        elif a != b:
+            away += 0.1
+    return away
