@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,8 @@ from tune import weights
 from tune.mobilenet import MobileNet
 from tune.peers import OURS, PEERS, REFERENCE, Array, Job, Peer
 from tune.peers.process import PeerFailed, Process
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 MODELS = {
     f"{variant}-batch{batch}": MobileNet(
@@ -75,3 +81,46 @@ def test_a_peer_computes_what_the_reference_computes(
     y = logits(*peer, model)
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, expected[model], rtol=0, atol=allowed(model, expected[model]))
+
+
+@pytest.mark.slow
+def test_compiled_pytorch_computes_what_the_reference_computes() -> None:
+    model = MobileNet(alpha=0.25, resolution=32, classes=10, body="shallow")
+    with Process(threads=1) as judge, Process(threads=1) as process:
+        expected = logits(judge, REFERENCE, model)
+        y = logits(process, PEERS["torch-compile"], model)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=allowed(model, expected))
+
+
+def test_what_a_peer_may_not_do_exceeds_the_tolerance(expected: dict[MobileNet, Array]) -> None:
+    tf, torch = MODELS["tf-batch1"], MODELS["torch-batch1"]
+    other_padding = np.abs(expected[tf] - expected[torch]).max()
+    with Process(threads=1) as process:
+        x = job(tf).x.astype(np.float16).astype(np.float32)
+        _, y = process.ask("prepare", REFERENCE, replace(job(tf), x=x), timeout_s=60)
+    half_precision = np.abs(expected[tf] - y).max()
+    assert min(other_padding, half_precision) > allowed(tf, expected[tf])
+
+
+def test_the_table_names_modules_and_packages_that_the_project_declares() -> None:
+    project = tomllib.loads(PYPROJECT.read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["peers"]]
+    names = {re.split("[<>=]", requirement)[0] for requirement in declared}
+    for peer in (*PEERS.values(), REFERENCE):
+        assert find_spec(peer.module) is not None
+        assert set(peer.packages) <= names
+
+
+def test_a_missing_package_skips_but_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PEERS, "ghost", Peer("tune.peers.ghost", ("no_such_package",)))
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no_such_package"):
+        require("ghost")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no_such_package"):
+        require("ghost")
+
+
+def test_our_contender_needs_a_library() -> None:
+    with Process(threads=1) as process, pytest.raises(PeerFailed, match="no library is given"):
+        process.ask("prepare", PEERS[OURS], job(MODELS["tf-batch1"]), timeout_s=60)

@@ -21,11 +21,11 @@ class Conv2d:
 
     @property
     def Co(self) -> int:
-        return self.wt.shape[0]
+        return int(self.wt.shape[0])
 
     @property
     def K(self) -> int:
-        return self.wt.shape[2]
+        return int(self.wt.shape[2])
 
 
 def conv2d(workload: Conv | Depthwise | Pointwise, wt: Array) -> Conv2d:

@@ -51,4 +51,5 @@ class Eager:
         return y
 
     def logits(self, y: torch.Tensor) -> Array:
-        return y.numpy().astype(np.float32, copy=False)
+        logits: Array = y.numpy().astype(np.float32, copy=False)
+        return logits
