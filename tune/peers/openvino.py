@@ -29,7 +29,7 @@ def prepare(job: Job) -> Request:
             hint.performance_mode: hint.PerformanceMode.LATENCY,
             properties.inference_num_threads: job.threads,
             properties.num_streams: 1,
-            # Else it takes only half of the threads where two share a core.
+            # As many threads as were asked for, also where two share a core.
             hint.enable_hyper_threading: True,
         },
     )
