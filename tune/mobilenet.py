@@ -7,8 +7,9 @@ Source  Howard et al., "MobileNets: Efficient Convolutional Neural Networks for 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
-from kernels.workload import Conv, Depthwise, Head, Pad, Pointwise, Workload
+from kernels.workload import DTYPES, Conv, Depthwise, Head, Pad, Pointwise, Workload
 
 STEM_CHANNELS = 32
 # Of each block: output channels at width 1, stride of its depthwise convolution.
@@ -27,6 +28,7 @@ SHALLOW = (*BLOCKS[:6], *BLOCKS[11:])  # the paper's control without the five 14
 
 EPSILON = {"tf": 1e-3, "torch": 1e-5}
 BODIES = ("separable", "full", "shallow")
+LEAST_RESOLUTION = 32  # one pixel after five strides of 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,8 @@ class MobileNet:
                 both with ReLU6
     body        `separable`, or one of the paper's controls: `full` replaces each block by a full
                 convolution, `shallow` leaves out the five blocks of 14x14x512
+
+    ValueError when a field is out of its range.
     """
 
     alpha: float = 1.0
@@ -59,17 +63,24 @@ class MobileNet:
     body: str = "separable"
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < float("inf"):
-            raise ValueError(f"alpha is {self.alpha!r}; expected a number above 0, such as 0.5")
-        if self.resolution < 32:
-            raise ValueError(f"resolution is {self.resolution}; expected 32 pixels or more")
-        for name in ("batch", "classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name, known in (("variant", tuple(EPSILON)), ("body", BODIES)):
+        if not isinstance(self.alpha, int | float) or not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha is {self.alpha!r}; expected a number above 0; pass 0.5 or 1.0")
+        for name, least in (("resolution", LEAST_RESOLUTION), ("batch", 1), ("classes", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{name} is {value!r}; expected a whole number; pass {least} or more"
+                )
+        known: tuple[str, ...]
+        for name, known in (
+            ("variant", tuple(EPSILON)),
+            ("dtype", tuple(DTYPES)),
+            ("body", BODIES),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}"
+                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}; "
+                    f"pass {known[0]}"
                 )
 
     @property
@@ -83,14 +94,17 @@ class MobileNet:
         return (self.batch, self.resolution, self.resolution, 3)
 
     @property
+    def blocks(self) -> tuple[tuple[int, int], ...]:
+        """Of each block: output channels at width 1, stride of its 3x3 convolution."""
+        return SHALLOW if self.body == "shallow" else BLOCKS
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """All layers from the image to the logits."""
         size, channels = self.resolution, self._width(STEM_CHANNELS)
         stem = self._conv(size, 3, channels, 2)
         layers, size = [Layer(name="stem", workload=stem)], stem.Ho
-        for number, (width, stride) in enumerate(
-            SHALLOW if self.body == "shallow" else BLOCKS, start=1
-        ):
+        for number, (width, stride) in enumerate(self.blocks, start=1):
             outputs, block = self._width(width), f"block{number}"
             if self.body == "full":
                 conv = self._conv(size, channels, outputs, stride)
@@ -103,9 +117,7 @@ class MobileNet:
                 layers.append(Layer(name=f"{block}.depthwise", workload=depthwise))
                 layers.append(Layer(name=f"{block}.pointwise", workload=pointwise))
             channels = outputs
-        head = Head(
-            N=self.batch, H=size, W=size, Ci=channels, Co=self.classes, dtype=self.dtype
-        )
+        head = Head(N=self.batch, H=size, W=size, Ci=channels, Co=self.classes, dtype=self.dtype)
         return (*layers, Layer(name="head", workload=head))
 
     @property
@@ -118,11 +130,8 @@ class MobileNet:
         """Trainable values: filters, scale and shift of each batch norm, the dense layer's bias."""
         total = 0
         for layer in self.layers:
-            filters = 1
-            for size in layer.workload.wt_shape:
-                filters *= size
-            offsets = 1 if layer.name == "head" else 2
-            total += filters + offsets * layer.workload.Co
+            offsets = 1 if isinstance(layer.workload, Head) else 2
+            total += prod(layer.workload.wt_shape) + offsets * layer.workload.Co
         return total
 
     def _width(self, channels: int) -> int:
