@@ -8,6 +8,8 @@ one bias a layer.
 from __future__ import annotations
 
 import pickle
+import struct
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from kernels.workload import Conv, Depthwise, Head, Workload
 from tune.errors import UsageError
-from tune.mobilenet import BLOCKS, Layer, MobileNet
+from tune.mobilenet import Layer, MobileNet
 
 Array = NDArray[np.float32]
 
@@ -38,7 +40,7 @@ class Norm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
-    """A filter in its canonical layout, and behind it a batch norm or, in the head, a bias (Co,)."""
+    """A filter in its canonical layout; behind it a batch norm or, in the head, a bias (Co,)."""
 
     wt: Array
     norm: Norm | None = None
@@ -97,22 +99,25 @@ def read(path: Path, model: MobileNet) -> Weights:
     """The checkpoint at `path`, `.safetensors` or `.pt`, in canonical form.
 
     The names in it tell who wrote it: TF-slim, timm (`mobilenetv1_100` and its kin) or this
-    project's own PyTorch module. UsageError when it is none of them or does not fit `model`.
+    project's own PyTorch module. Of any float type; a state dict may lie under the key
+    `state_dict` or `model`. UsageError when it is none of them or does not fit `model`.
     """
     tensors = _tensors(path)
     scheme = next((scheme for scheme in SCHEMES if scheme.marker in tensors), None)
     if scheme is None:
         raise UsageError(
-            f"{path} holds no MobileNet-V1 that is known, its first tensors are "
-            f"{_named(sorted(tensors))}; expected names of TF-slim, timm or tune.eager"
+            f"no MobileNet-V1 among the {len(tensors)} tensors of {path}: "
+            f"{_named(sorted(tensors)) or 'nothing'}; expected the names of TF-slim, timm or "
+            f"tune.eager; check that it is the right file"
         )
-    wanted = {layer.name: scheme.names(layer) for layer in model.layers}
+    wanted = {layer.name: scheme.names(layer, model) for layer in model.layers}
     _check_names(path, tensors, {name for names in wanted.values() for name in names.values()})
     weights: Weights = {}
     for layer in model.layers:
         names = wanted[layer.name]
         raw = {part: tensors[name] for part, name in names.items()}
-        _check_shapes(path, layer, names, raw, scheme)
+        _check_shapes(path, layer.workload, names, raw, scheme)
+        _check_values(path, names, raw)
         wt = np.ascontiguousarray(scheme.canonical(layer.workload, raw.pop("wt")))
         if "bias" in raw:
             weights[layer.name] = LayerWeights(wt=wt, bias=raw["bias"])
@@ -125,22 +130,23 @@ class _Scheme(NamedTuple):
     """How one framework names and lays out the tensors of a MobileNet.
 
     marker     a tensor that tells the scheme
-    names      from a layer to the names of wt and of gamma, beta, mean, var or bias
+    names      from a layer of a model to the names of wt and of gamma, beta, mean, var or bias
     shape      the shape of a filter in the file
     canonical  from there to the canonical layout
     """
 
     marker: str
-    names: Callable[[Layer], dict[str, str]]
+    names: Callable[[Layer, MobileNet], dict[str, str]]
     shape: Callable[[Workload], tuple[int, ...]]
     canonical: Callable[[Workload, Array], Array]
 
 
-def _slim_names(layer: Layer) -> dict[str, str]:
+def _slim_names(layer: Layer, model: MobileNet) -> dict[str, str]:
     if layer.name == "head":
-        return {part: f"MobilenetV1/Logits/Conv2d_1c_1x1/{name}" for part, name in SLIM_HEAD.items()}
+        scope = "MobilenetV1/Logits/Conv2d_1c_1x1"
+        return {"wt": f"{scope}/weights", "bias": f"{scope}/biases"}
     block, _, kind = layer.name.partition(".")
-    scope = "Conv2d_0" if block == "stem" else f"Conv2d_{block.removeprefix('block')}_{kind}"
+    scope = f"Conv2d_{_number(block)}" + (f"_{kind}" if kind in ("depthwise", "pointwise") else "")
     wt = "depthwise_weights" if kind == "depthwise" else "weights"
     norm = {part: f"MobilenetV1/{scope}/BatchNorm/{name}" for part, name in SLIM_NORM.items()}
     return {"wt": f"MobilenetV1/{scope}/{wt}"} | norm
@@ -159,23 +165,30 @@ def _slim_canonical(workload: Workload, wt: Array) -> Array:
     return wt.reshape(workload.wt_shape)
 
 
-def _timm_names(layer: Layer) -> dict[str, str]:
+def _timm_names(layer: Layer, model: MobileNet) -> dict[str, str]:
+    """timm groups blocks by width: a new stage wherever the channels grow."""
     if layer.name == "head":
         return {"wt": "classifier.weight", "bias": "classifier.bias"}
     block, _, kind = layer.name.partition(".")
     if block == "stem":
         conv, norm = "conv_stem", "bn1"
     else:
-        stage, position = TIMM_PLACES[int(block.removeprefix("block")) - 1]
-        place = f"blocks.{stage}.{position}"
-        conv, norm = f"{place}.conv_{kind[0]}w", f"{place}.bn{1 if kind == 'depthwise' else 2}"
+        widths = [width for width, _ in model.blocks[: _number(block)]]
+        place = f"blocks.{len(set(widths)) - 1}.{widths.count(widths[-1]) - 1}"
+        parts = {"depthwise": ("conv_dw", "bn1"), "pointwise": ("conv_pw", "bn2")}
+        conv, norm = (f"{place}.{part}" for part in parts.get(kind, ("conv", "bn1")))
     return {"wt": f"{conv}.weight"} | _torch_norm(norm)
 
 
-def _own_names(layer: Layer) -> dict[str, str]:
+def _own_names(layer: Layer, model: MobileNet) -> dict[str, str]:
     if layer.name == "head":
         return {"wt": "head.weight", "bias": "head.bias"}
     return {"wt": f"{layer.name}.conv.weight"} | _torch_norm(f"{layer.name}.norm")
+
+
+def _number(block: str) -> int:
+    """0 of `stem`, n of `block<n>`."""
+    return 0 if block == "stem" else int(block.removeprefix("block"))
 
 
 def _torch_norm(prefix: str) -> dict[str, str]:
@@ -204,16 +217,8 @@ def _torch_canonical(workload: Workload, wt: Array) -> Array:
     return wt.reshape(wt.shape[:2]).T
 
 
-SLIM_HEAD = {"wt": "weights", "bias": "biases"}
 SLIM_NORM = {"gamma": "gamma", "beta": "beta", "mean": "moving_mean", "var": "moving_variance"}
 TORCH_NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
-
-# timm groups blocks by width, a new stage wherever the channels grow: (stage, position) of each.
-_WIDTHS = [width for width, _ in BLOCKS]
-_STAGES = sorted(set(_WIDTHS))
-TIMM_PLACES = [
-    (_STAGES.index(width), _WIDTHS[:number].count(width)) for number, width in enumerate(_WIDTHS)
-]
 
 SCHEMES = (
     _Scheme("MobilenetV1/Conv2d_0/weights", _slim_names, _slim_shape, _slim_canonical),
@@ -222,26 +227,29 @@ SCHEMES = (
 )
 COUNTERS = ("num_batches_tracked", "global_step")  # say nothing about the network
 
+# What torch.load raises on bytes that are no checkpoint, or on one that needs code to be run.
+UNPICKLABLE = (
+    *(pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError),
+    *(EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+)
+
 
 def _tensors(path: Path) -> dict[str, Array]:
     """All tensors of a checkpoint file by name, as float32. UsageError when it cannot be read."""
-    if not path.is_file():
-        raise UsageError(f"no checkpoint at {path}; expected a .safetensors or .pt file")
     readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
+    known = ", ".join(readers)
+    if not path.is_file():
+        raise UsageError(f"no checkpoint at {path}; expected a file, {known}; check the path")
     if path.suffix not in readers:
         raise UsageError(
-            f"checkpoint {path} ends in {path.suffix!r}; expected one of {', '.join(readers)}"
+            f"checkpoint {path} ends in {path.suffix!r}; expected {known}; rename or convert it"
         )
-    try:
-        found = readers[path.suffix](path)
-        tensors = {name: np.asarray(value, np.float32) for name, value in found.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, EOFError, RuntimeError, OSError,
-            pickle.UnpicklingError) as error:
-        raise UsageError(
-            f"{path} is no checkpoint: {str(error).splitlines()[0][:120] if str(error) else error!r}; "
-            f"expected named tensors, as safetensors or torch.save write them"
-        ) from None
-    return {name: value for name, value in tensors.items() if not name.endswith(COUNTERS)}
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
+        return {
+            name: np.asarray(value, np.float32)
+            for name, value in readers[path.suffix](path).items()
+            if not name.endswith(COUNTERS)
+        }
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -250,55 +258,79 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
     try:
         tensors: Mapping[str, Any] = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from None
+    except TypeError:  # of a type that NumPy has no name for, such as bfloat16
+        from safetensors.torch import load_file as load_torch
+
+        tensors = {name: tensor.float().numpy() for name, tensor in load_torch(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise UsageError(
+            f"{path} is no safetensors file, {error}; expected a whole one; fetch or save it again"
+        ) from None
     return tensors
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
     import torch
 
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of odd pickles; the outcome says enough
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except UNPICKLABLE:
+        found = None
     for wrapper in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) and not tensor.is_complex()
+        for name, tensor in found.items()
+    ):
+        raise UsageError(
+            f"{path} is no state dict that can be read; expected real tensors by name; "
+            f"write it with torch.save(network.state_dict(), path)"
+        )
     return {name: tensor.detach().float().numpy() for name, tensor in found.items()}
 
 
 def _check_names(path: Path, tensors: Mapping[str, Array], wanted: set[str]) -> None:
     missing, extra = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
-    if missing:
-        raise UsageError(
-            f"{path} lacks {len(missing)} tensors: {_named(missing)}; expected a whole network of "
-            f"13 blocks; check that the file is MobileNet-V1"
-        )
-    if extra:
-        raise UsageError(
-            f"{path} holds {len(extra)} tensors that no layer takes: {_named(extra)}; expected "
-            f"none; check that the file is MobileNet-V1"
-        )
+    for names, fault in ((missing, "missing from"), (extra, "that no layer takes in")):
+        if names:
+            raise UsageError(
+                f"tensors {fault} {path}: {_named(names)} ({len(names)} in all); expected the "
+                f"{len(wanted)} of MobileNet-V1; check that it is the right file"
+            )
 
 
 def _check_shapes(
-    path: Path, layer: Layer, names: Mapping[str, str], raw: Mapping[str, Array], scheme: _Scheme
+    path: Path,
+    workload: Workload,
+    names: Mapping[str, str],
+    raw: Mapping[str, Array],
+    scheme: _Scheme,
 ) -> None:
-    workload = layer.workload
-    for part, array in raw.items():
-        expected = scheme.shape(workload) if part == "wt" else (workload.Co,)
-        if layer.name == "head" and part == "bias" and array.shape != expected:
-            raise UsageError(
-                f"{path} has {array.size} classes; expected {workload.Co}; "
-                f"pass --classes {array.size}"
-            )
+    if isinstance(workload, Head) and raw["bias"].ndim == 1 and raw["bias"].size != workload.Co:
+        found = raw["bias"].size
+        raise UsageError(
+            f"{path} has {found} classes; expected {workload.Co}; pass --classes {found}"
+        )
     for part, array in raw.items():
         expected = scheme.shape(workload) if part == "wt" else (workload.Co,)
         if array.shape != expected:
             raise UsageError(
-                f"{path}: {names[part]} has shape {array.shape}; expected {expected}; "
-                f"does --alpha fit the checkpoint?"
+                f"{names[part]} in {path} has shape {array.shape}; expected {expected}; "
+                f"pass the --alpha that it was trained with"
             )
-        if not np.isfinite(array).all():
-            raise UsageError(f"{path}: {names[part]} holds values that are not finite numbers")
+
+
+def _check_values(path: Path, names: Mapping[str, str], raw: Mapping[str, Array]) -> None:
+    for part, array in raw.items():
+        least, allowed = (0, "finite, from 0 up") if part == "var" else (-np.inf, "finite")
+        bad = array[~np.isfinite(array) | (array < least)]
+        if bad.size:
+            raise UsageError(
+                f"{names[part]} in {path} holds {bad[0]} in {bad.size} of {array.size} values; "
+                f"expected {allowed}; train or fetch it again"
+            )
 
 
 def _named(names: list[str]) -> str:
