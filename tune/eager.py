@@ -17,7 +17,8 @@ from tune.mobilenet import MobileNet
 from tune.weights import Weights
 
 
-class ConvNorm(nn.Sequential):
+# mypy does not look into torch: to it, torch's classes are Any, which it will not see subclassed.
+class ConvNorm(nn.Sequential):  # type: ignore[misc]
     """A convolution, its batch norm and ReLU6; (N,Ci,Hi,Wi) -> (N,Co,Ho,Wo)."""
 
     def __init__(self, workload: Conv | Depthwise | Pointwise, epsilon: float) -> None:
@@ -43,7 +44,7 @@ class ConvNorm(nn.Sequential):
         super().__init__(parts)
 
 
-class DepthwiseSeparable(nn.Sequential):
+class DepthwiseSeparable(nn.Sequential):  # type: ignore[misc]
     """A depthwise and a pointwise convolution, each with batch norm and ReLU6."""
 
     def __init__(self, depthwise: Depthwise, pointwise: Pointwise, epsilon: float) -> None:
@@ -54,30 +55,29 @@ class DepthwiseSeparable(nn.Sequential):
         )
 
 
-class MobileNetV1(nn.Module):
+class MobileNetV1(nn.Module):  # type: ignore[misc]
     """The network that `model` describes; images (N,3,H,W) -> logits (N,classes)."""
 
     def __init__(self, model: MobileNet) -> None:
         super().__init__()
-        workloads = {layer.name: layer.workload for layer in model.layers}
-        head = workloads.pop("head")
-        assert isinstance(head, Head)
-        body: OrderedDict[str, nn.Module] = OrderedDict()
-        for name, workload in workloads.items():
-            block, _, kind = name.partition(".")
-            if kind == "pointwise":
-                depthwise = workloads[f"{block}.depthwise"]
-                body[block] = DepthwiseSeparable(depthwise, workload, model.epsilon)  # type: ignore[arg-type]
-            elif kind == "conv":
-                conv = ConvNorm(workload, model.epsilon)  # type: ignore[arg-type]
-                body[block] = nn.Sequential(OrderedDict(conv=conv))
-            elif kind == "":
-                body[block] = ConvNorm(workload, model.epsilon)  # type: ignore[arg-type]
-        self._order = tuple(body)
-        for block, module in body.items():
-            self.add_module(block, module)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(head.Ci, head.Co)
+        order: list[str] = []  # of the modules between image and pooling
+        for layer in model.layers:
+            block, _, kind = layer.name.partition(".")
+            match layer.workload:
+                case Conv() as conv:
+                    module = ConvNorm(conv, model.epsilon)
+                    body = nn.Sequential(OrderedDict(conv=module)) if kind else module
+                case Depthwise() as depthwise:
+                    continue  # half of a block; the pointwise that comes next is the other
+                case Pointwise() as pointwise:
+                    body = DepthwiseSeparable(depthwise, pointwise, model.epsilon)
+                case Head() as head:
+                    self.pool = nn.AdaptiveAvgPool2d(1)
+                    self.head = nn.Linear(head.Ci, head.Co)
+                    break
+            self.add_module(block, body)
+            order.append(block)
+        self._order = tuple(order)
 
     def forward(self, images: Tensor) -> Tensor:
         x = images
@@ -121,7 +121,7 @@ def from_weights(weights: Weights, model: MobileNet) -> MobileNetV1:
                 filters = wt.permute(3, 2, 0, 1)
             case Depthwise():
                 filters = wt.permute(2, 0, 1)[:, None]
-            case _:
+            case Pointwise():
                 filters = wt.T[:, :, None, None]
         state[f"{layer.name}.conv.weight"] = filters
         for name, array in (
@@ -132,4 +132,5 @@ def from_weights(weights: Weights, model: MobileNet) -> MobileNetV1:
         ):
             state[f"{layer.name}.norm.{name}"] = torch.from_numpy(array)
     network.load_state_dict(state)
-    return network.eval()
+    network.eval()
+    return network
