@@ -1,13 +1,14 @@
 """Tuning records in JSON lines: the only memory.
 
-A record is one line, written at once under a lock and synced, so that a crash loses at most the line
-being written. A line that cannot be read is skipped and counted; merging logs is concatenation.
+A record is one line, written at once under a lock and synced, so that a crash loses at most that
+line. A line that cannot be read is skipped and counted; merging logs is concatenation.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -19,11 +20,24 @@ from kernels.space import Config
 from tune.errors import LogError
 
 FORMAT = 1
+STAGES = ("trial", "final")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One measurement of one config; logs/README.md says what each field means."""
+    """One measurement of one config; its fields are those of a line of the log.
+
+    workload    key of the workload
+    target      kind of machine, device the machine itself
+    stage       "trial", or "final" when it was timed in turn with its rivals
+    seconds     samples of its time; none when it failed
+    error       why it failed, its kind first: invalid, compile, run, timeout or wrong
+    checked     its output was compared with the reference and held
+    estimator   what guessed the time; None when it was measured
+    peak_flops  multiply-add peak of the threads used, measured in the same run, FLOP/s
+    protocol    the rules by which the time was taken
+    when        UTC, ISO 8601
+    """
 
     format: int = FORMAT
     workload: str
@@ -43,14 +57,24 @@ class Record:
     tvm: str
     when: str
 
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"stage is {self.stage!r}; expected one of {', '.join(STAGES)}")
+        if bool(self.seconds) == (self.error is not None):
+            raise ValueError(
+                f"seconds are {self.seconds} and error is {self.error!r}; expected one of the two"
+            )
+        if not all(0 < second < math.inf for second in self.seconds):
+            raise ValueError(f"seconds are {self.seconds}; expected positive numbers")
+
     @property
     def time_s(self) -> float | None:
         """The median of the samples, None when the candidate failed."""
-        return median(self.seconds) if self.seconds and self.error is None else None
+        return median(self.seconds) if self.seconds else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
+class Log:
     """What a log file holds: its records in order, and how many lines could not be read."""
 
     records: tuple[Record, ...]
@@ -58,7 +82,7 @@ class Contents:
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
-    """Add `records` to the log at `path`, which is made when missing. LogError when it cannot be."""
+    """Add `records` to the log at `path`, made when missing. LogError when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -66,13 +90,14 @@ def append(path: Path, records: Iterable[Record]) -> None:
         raise _unusable(path, error) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        # A crash may have torn the last line: end it, so that only that line is lost.
+        start = b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""
         for record in records:
-            line = json.dumps(asdict(record)).encode() + b"\n"
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                line = b"\n" + line  # a crash tore the last line: leave it alone
+            line = start + json.dumps(asdict(record)).encode() + b"\n"
             if os.write(descriptor, line) != len(line):
-                raise OSError(None, "only a part could be written; is the disk full?")
+                raise OSError(None, "only a part of a line could be written, is the disk full?")
+            start = b""
         os.fsync(descriptor)
     except OSError as error:
         raise _unusable(path, error) from None
@@ -80,28 +105,24 @@ def append(path: Path, records: Iterable[Record]) -> None:
         os.close(descriptor)
 
 
-def read(path: Path, *, missing_ok: bool = False) -> Contents:
-    """All records of the log at `path`. LogError when there is no such file or it is no text."""
+def read(path: Path, *, missing_ok: bool = False) -> Log:
+    """All records of the log at `path`; of a file that is not there, none when `missing_ok`.
+
+    LogError when the file cannot be read, or is no text.
+    """
     try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError as error:
-        if missing_ok:
-            return Contents(records=(), skipped=0)
-        raise _unusable(path, error) from None
+        content = path.read_bytes()
     except OSError as error:
+        if missing_ok and isinstance(error, FileNotFoundError):
+            return Log(records=(), skipped=0)
         raise _unusable(path, error) from None
-    except UnicodeDecodeError:
+    parsed = [_parse(line) for line in content.split(b"\n") if line.strip()]
+    records = tuple(record for record in parsed if record is not None)
+    if not records and not _is_text(content):
         raise LogError(
             f"log {path} is no text; expected JSON lines as `run` writes them; name another --log"
-        ) from None
-    records, skipped = [], 0
-    for line in text.splitlines():
-        record = _parse(line)
-        if record is not None:
-            records.append(record)
-        elif line.strip():
-            skipped += 1
-    return Contents(records=tuple(records), skipped=skipped)
+        )
+    return Log(records=records, skipped=len(parsed) - len(records))
 
 
 def best(
@@ -117,55 +138,102 @@ def best(
 
     versions  the present version of each kernel that may win
 
-    A config's time is the median of its finals, where single trials of luck are sorted out; only
-    where nothing reached the finals, of its trials. The order of the records does not matter.
+    A config's time is the median of all its finals' samples, since a single trial may be luck;
+    only where nothing reached the finals, of its trials. Of the winner's records the one nearest
+    to that time is returned. Neither the order of the records nor repetition matters.
     """
-    runs: dict[str, list[Record]] = {}
-    for record in records:
-        if (
-            (record.workload, record.target, record.device) == (workload, target, device)
-            and record.threads == threads
-            and versions.get(record.kernel) == record.kernel_version
-            and record.estimator is None
-            and record.checked
-            and record.time_s is not None
-        ):
-            name = f"{record.kernel} {json.dumps(record.config, sort_keys=True)}"
-            runs.setdefault(name, []).append(record)
-    finals = {name: [r for r in found if r.stage == "final"] for name, found in runs.items()}
-    if any(finals.values()):
-        runs = {name: found for name, found in finals.items() if found}
-    ranked = sorted(
-        (median(second for record in found for second in record.seconds), name)
-        for name, found in runs.items()
-    )
-    if not ranked:
+    usable = [
+        record
+        for record in records
+        if (record.workload, record.target, record.device) == (workload, target, device)
+        and record.threads == threads
+        and versions.get(record.kernel) == record.kernel_version
+        and record.estimator is None
+        and record.checked
+        and record.seconds
+    ]
+    finals = [record for record in usable if record.stage == "final"]
+    pools = _pools(finals or usable)
+    timed = [(_pooled_s(pool), name) for name, pool in pools.items()]
+    if not timed:
         return None
-    return min(runs[ranked[0][1]], key=lambda record: (record.time_s or 0, record.when))
+    time_s, name = min(timed)
+    return min(
+        pools[name],
+        key=lambda record: (abs(median(record.seconds) - time_s), _canonical(asdict(record))),
+    )
 
 
 def history(records: Iterable[Record]) -> list[tuple[Config, float | None]]:
-    """(config, seconds) of every trial, seconds None for a failure: what a search learns from."""
-    return [(record.config, record.time_s) for record in records if record.stage == "trial"]
+    """(config, seconds) of every config tried, first tried first: what a search learns from.
+
+    records  those of one workload and kernel, measured in one place
+
+    Seconds are the median over a config's trials; None when none of them gave a right answer.
+    """
+    pools = _pools(record for record in records if record.stage == "trial")
+    entries: list[tuple[Config, float | None]] = []
+    for pool in pools.values():
+        sound = [record for record in pool if record.checked and record.seconds]
+        entries.append((pool[0].config, _pooled_s(sound) if sound else None))
+    return entries
 
 
-def _parse(line: str) -> Record | None:
+def _pools(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records of each kernel and config; one that merging logs has repeated counts once."""
+    pools: dict[str, dict[tuple[str, tuple[float, ...]], Record]] = {}
+    for record in records:
+        pool = pools.setdefault(f"{record.kernel} {_canonical(record.config)}", {})
+        pool.setdefault((record.when, record.seconds), record)
+    return {name: list(pool.values()) for name, pool in pools.items()}
+
+
+def _pooled_s(records: Iterable[Record]) -> float:
+    return median(second for record in records for second in record.seconds)
+
+
+def _canonical(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+_FIELDS = tuple(field.name for field in fields(Record))
+_TEXTS = ("workload", "kernel", "kernel_version", "target", "device", "tvm", "when")
+
+
+def _parse(line: bytes) -> Record | None:
     """The record in `line`, None when it holds none of this format."""
-    names = {field.name for field in fields(Record)}
     try:
         found = json.loads(line)
-        known = {name: value for name, value in found.items() if name in names}
-        known["seconds"] = tuple(float(second) for second in known["seconds"])
-        record = Record(**known)
-        sound = (
-            record.format == FORMAT
-            and isinstance(record.config, dict)
-            and isinstance(record.threads, int)
-            and all(isinstance(getattr(record, name), str) for name in ("workload", "kernel"))
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
+        if found["format"] != FORMAT:
+            return None
+        found["seconds"] = tuple(found["seconds"])
+        record = Record(**{name: found[name] for name in _FIELDS if name in found})
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return record if sound else None
+    return record if _is_sound(record) else None
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether the fields that others rely on have the types they promise."""
+    return (
+        all(isinstance(getattr(record, name), str) for name in _TEXTS)
+        and isinstance(record.error, str | None)
+        and isinstance(record.estimator, str | None)
+        and isinstance(record.peak_flops, int | float | None)
+        and isinstance(record.threads, int)
+        and isinstance(record.checked, bool)
+        and isinstance(record.protocol, dict)
+        and isinstance(record.config, dict)
+        and all(isinstance(value, int | str) for value in record.config.values())
+    )
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _unusable(path: Path, error: OSError) -> LogError:
