@@ -217,7 +217,7 @@ def test_long_log_is_read_quickly(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(f"{json.dumps(asdict(RECORD))}\n" * 20_000)
     start = time.process_time()
     assert len(read(tmp_path / "log").records) == 20_000
-    assert time.process_time() - start < 1.0  # half of that on a machine of 2022
+    assert time.process_time() - start < 1.0  # some times what it takes, for slow machines
 
 
 def winner(found: list[Record]) -> Record | None:
@@ -253,6 +253,12 @@ def test_samples_of_repeated_finals_are_pooled() -> None:
     rival = measured(2, 4, 4, 4, stage="final")
     assert winner([luck, usual, rival]) == rival
     assert winner([luck, usual]) == usual
+
+
+def test_repeated_line_counts_once() -> None:
+    luck, usual = measured(1, 1, when="1"), measured(1, 5, when="2")
+    rival = measured(2, 2)
+    assert winner([luck, usual, rival]) == winner([luck, luck, usual, rival]) == rival
 
 
 @pytest.mark.parametrize(
