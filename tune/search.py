@@ -1,8 +1,8 @@
 """(space, history, seed) -> configs to try. Pure: the same arguments give the same answer.
 
-First what won elsewhere and the kernel's own default, then a sample spread over the space, then what
-a gradient-boosted model of the measured times likes best, with a share of what it is unsure of. A
-space that fits into the batch is simply measured.
+First what won elsewhere and the kernel's own default, then a sample spread over the space, then
+what gradient-boosted models, taught to rank what has been measured, like best, with a share of what
+they disagree on. A space that fits into the batch is simply measured.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from kernels.space import Config, Space
 History = Sequence[tuple[Config, float | None]]
 
 SPREAD = 12  # configs measured before a model is asked
-MODELS = 3  # their disagreement is the uncertainty
-UNSURE_EVERY = 5  # one config in so many is taken for being uncertain
-FAILED = math.log(4)  # a failure counts as four times slower than the slowest
+MODELS = 3  # their disagreement is the doubt
+UNSURE_SHARE = 0.2  # of a batch is taken for being in doubt
+HOPEFUL = 0.25  # of the space, best first, is worth a doubt
+GUESS = 0.3  # before anything is known, a search may save so much
+FADE = math.exp2(-1 / 8)  # a trial without improvement; eight of them halve what is expected
 DONE = 0.98  # share of the floor beyond which nothing is left to gain
 
 
@@ -58,24 +60,20 @@ def expected_gain(history: History, *, space_size: int, floor_s: float | None) -
 
     floor_s  no config can be faster, seconds; None when unknown
 
-    Each improvement so far is a hint at the next; it fades by half with every eight trials since,
-    and with the part of the space that is already measured. At most what lies above the floor.
+    Each improvement is a hint at the next; it fades with every trial since, and with the part of
+    the space that is already measured. Never more than what lies above the floor. While nothing has
+    run, the first guess fades likewise.
     """
-    best, gained = math.inf, 0.3  # before anything is known, a search may save a third
-    for position, (_, time_s) in enumerate(history):
-        if time_s is not None and time_s < best:
-            if best < math.inf:
-                since = len(history) - position
-                gained = max(gained, 1 - time_s / best) if since < 8 else gained
-            best = time_s
-            last = position
-    if best == math.inf:
-        return 1.0 if len(history) < space_size else 0.0
-    if floor_s is not None and floor_s / best >= DONE:
-        return 0.0
-    room = 1.0 if floor_s is None else 1 - floor_s / best
-    fading = 0.5 ** ((len(history) - 1 - last) / 8) * (1 - min(1.0, len(history) / space_size))
-    return min(room, gained * fading)
+    best_s, gain = math.inf, GUESS
+    for _, time_s in history:
+        gain *= FADE
+        if time_s is not None and time_s < best_s:
+            if best_s < math.inf:
+                gain = max(gain, 1 - time_s / best_s)
+            best_s = time_s
+    gain *= max(0.0, 1 - len(history) / space_size)
+    room = 1.0 if floor_s is None else 1 - floor_s / best_s
+    return min(gain, room) if room > 1 - DONE else 0.0
 
 
 def _key(config: Config) -> tuple[object, ...]:
@@ -115,44 +113,45 @@ def _promising(
 ) -> list[Config]:
     """The candidates that models of the history think fastest, and some they disagree on."""
     usable = [(config, time_s) for config, time_s in history if config in space]
-    if not any(time_s for _, time_s in usable):
+    if all(time_s is None for _, time_s in usable):
         return _spread(space, candidates, [config for config, _ in usable], count, seed)
-    predicted = _predict(space, usable, candidates, seed)
-    score, doubt = predicted.mean(axis=0), predicted.std(axis=0)
-    by_score, by_doubt = list(np.argsort(score, kind="stable")), list(np.argsort(score - 2 * doubt))
-    picked: list[int] = []
-    while len(picked) < min(count, len(candidates)):
-        unsure = (len(picked) + 1) % UNSURE_EVERY == 0
-        order = by_doubt if unsure else by_score
-        picked.append(next(int(index) for index in order if int(index) not in picked))
-    return [candidates[index] for index in picked]
+    scores = _score(space, usable, candidates, seed)
+    liked = np.argsort(-scores.mean(axis=0), kind="stable")
+    hopeful = liked[: max(count, int(HOPEFUL * len(liked)))]
+    doubted = hopeful[np.argsort(-scores.std(axis=0)[hopeful], kind="stable")]
+    picked = dict.fromkeys([*doubted[: round(UNSURE_SHARE * count)], *liked])
+    return [candidates[index] for index in list(picked)[:count]]
 
 
-def _predict(
+def _score(
     space: Space, history: History, candidates: Sequence[Config], seed: int
 ) -> NDArray[np.float64]:
-    """log seconds of each candidate as each of MODELS models sees it; (MODELS, candidates)."""
+    """How each of MODELS models ranks each candidate, higher is faster; (MODELS, candidates).
+
+    Pairs are ranked rather than times fitted: a search needs to know what is faster, not by how
+    much, and a failure is simply the slowest.
+    """
     import xgboost
 
-    logs = [None if time_s is None else math.log(time_s) for _, time_s in history]
-    slowest = max(value for value in logs if value is not None)
-    labels = np.array([slowest + FAILED if value is None else value for value in logs])
-    rows = _features(space, [config for config, _ in history])
+    seconds = np.array([math.inf if time_s is None else time_s for _, time_s in history])
+    slower = (seconds[:, None] < seconds[None, :]).sum(axis=1)
+    rows = xgboost.DMatrix(_features(space, [config for config, _ in history]), slower)
+    rows.set_group([len(history)])
     asked = xgboost.DMatrix(_features(space, candidates))
-    predictions = []
+    scores = []
     for number in range(MODELS):
         settings = {
+            "objective": "rank:pairwise",
+            "ndcg_exp_gain": False,
             "max_depth": 4,
             "eta": 0.2,
             "subsample": 0.8,
-            "min_child_weight": 1,
             "lambda": 0.1,
             "nthread": 1,
             "seed": seed * MODELS + number,
         }
-        booster = xgboost.train(settings, xgboost.DMatrix(rows, labels), num_boost_round=60)
-        predictions.append(booster.predict(asked))
-    return np.array(predictions, dtype=np.float64)
+        scores.append(xgboost.train(settings, rows, num_boost_round=60).predict(asked))
+    return np.array(scores, dtype=np.float64)
 
 
 def _features(space: Space, configs: Sequence[Config]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ class Outcome:
     """What became of one candidate.
 
     seconds  samples of its time; empty when it failed
-    error    None, or what failed: `compile: …`, `run: …`, `timeout: …` or `wrong: …`
+    error    None, or why it failed: `invalid: …`, `compile: …`, `run: …`, `timeout: …`, `wrong: …`
     checked  its output was compared with the reference and was right
     """
 
