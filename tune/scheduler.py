@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WORTHWHILE = 0.001  # of the network's time; a batch that promises less is not measured
+FIRST = 8  # trials that every task gets before tasks are compared
+WORTHWHILE = 0.001  # of the network's time; a task that promises less is not measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +17,8 @@ class Task:
     best_s     seconds of its best config, None before any has run
     trials     configs measured
     remaining  configs that may still be measured
-    gain       share of best_s that measuring more is expected to save
+    gain       share of best_s that measuring more is expected to save; while nothing has run, the
+               chance that something will
     """
 
     key: str
@@ -30,17 +32,23 @@ class Task:
 def choose(tasks: Sequence[Task]) -> Task | None:
     """The task that promises the network most, None when none promises enough.
 
-    A task that has no time yet comes first, the least tried before the others.
+    Every task gets its first trials, the least tried before the others. One of which all trials
+    failed comes last, lest a kernel that cannot run here takes the time of those that can. Among
+    equals the earliest of `tasks` is taken.
     """
-    open_tasks = [task for task in tasks if task.remaining > 0 and task.gain > 0]
-    untimed = [task for task in open_tasks if task.best_s is None]
-    if untimed:
-        return min(untimed, key=lambda task: task.trials)
-    total_s = sum(task.weight * (task.best_s or 0.0) for task in tasks)
-    best = max(open_tasks, key=_promise_s, default=None)
-    return best if best is not None and _promise_s(best) >= WORTHWHILE * total_s else None
+    candidates = [task for task in tasks if task.remaining > 0 and task.gain > 0]
+    beginning = [task for task in candidates if task.trials < FIRST]
+    if beginning:
+        return min(beginning, key=lambda task: task.trials)
+    network_s = sum(task.weight * (task.best_s or 0.0) for task in tasks)
+    timed = [task for task in candidates if task.best_s is not None]
+    best = max(timed, key=_promise_s, default=None)
+    if best is not None and _promise_s(best) >= WORTHWHILE * network_s:
+        return best
+    failing = [task for task in candidates if task.best_s is None and task.gain >= WORTHWHILE]
+    return max(failing, key=lambda task: task.gain, default=None)
 
 
 def _promise_s(task: Task) -> float:
-    """Seconds an inference that measuring this task further is expected to save."""
+    """Seconds of an inference that measuring this task further is expected to save."""
     return task.weight * (task.best_s or 0.0) * task.gain

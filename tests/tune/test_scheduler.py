@@ -1,0 +1,79 @@
+"""Which task is next: the one that helps the network most, and when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tune.scheduler import FIRST, WORTHWHILE, Task, choose
+
+TASK = Task(key="a", weight=1, best_s=1e-3, trials=FIRST, remaining=100, gain=0.1)
+
+
+def named(key: str, **changes: object) -> Task:
+    return replace(TASK, key=key, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "better",
+    [{"weight": 2}, {"best_s": 2e-3}, {"gain": 0.2}],
+    ids=lambda better: next(iter(better)),
+)
+def test_greatest_saving_of_the_network_is_chosen(better: dict[str, object]) -> None:
+    a, b = named("a"), named("b", **better)
+    assert choose([a, b]) == choose([b, a]) == b
+
+
+def test_saving_counts_in_seconds_not_in_shares() -> None:
+    quick, slow = named("quick", best_s=1e-5, gain=0.5), named("slow", best_s=1e-3, gain=0.02)
+    assert choose([quick, slow]) == slow
+
+
+def test_every_task_gets_its_first_trials() -> None:
+    great = named("great", weight=13, gain=0.9)
+    begun = named("begun", best_s=1e-9, trials=FIRST - 1)
+    fresh = named("fresh", best_s=None, trials=0)
+    assert choose([great, begun, fresh]) == fresh
+    assert choose([great, begun]) == begun
+
+
+def test_task_that_only_fails_comes_last() -> None:
+    failing = named("failing", best_s=None, gain=0.9)
+    assert choose([failing, TASK]) == TASK
+    assert choose([failing, named("done", gain=0.0)]) == failing
+    assert choose([replace(failing, gain=WORTHWHILE / 2)]) is None
+
+
+def test_nothing_is_chosen_where_no_gain_is_worth_its_time() -> None:
+    assert choose([]) is None
+    assert choose([named("a", gain=0.0), named("b", remaining=0)]) is None
+    assert choose([named("a", remaining=0, best_s=1.0), named("b")]) is None
+    assert choose([named("a", remaining=0, best_s=None, trials=0)]) is None
+
+
+def test_stop_is_a_share_of_the_whole_network() -> None:
+    rest = named("rest", weight=9, gain=0.0)
+    assert choose([rest, named("a", gain=11 * WORTHWHILE)]) is not None
+    assert choose([rest, named("a", gain=9 * WORTHWHILE)]) is None
+
+
+def test_earliest_of_equals_is_chosen() -> None:
+    assert choose([named("a"), named("b")]) == named("a")
+    assert choose([named("b"), named("a")]) == named("b")
+
+
+def test_tuning_ends() -> None:
+    tasks = {key: named(key, trials=0, best_s=None, remaining=40, gain=0.3) for key in "abc"}
+    order = []
+    while task := choose(list(tasks.values())):
+        order.append(task.key)
+        tasks[task.key] = replace(
+            task,
+            best_s=1e-3,
+            trials=task.trials + FIRST,
+            remaining=task.remaining - FIRST,
+            gain=task.gain / 2,
+        )
+    assert order[:3] == ["a", "b", "c"]
+    assert all(task.remaining == 0 for task in tasks.values())
