@@ -1,12 +1,12 @@
 """How far from the reference a right answer may lie, by dtype and number of terms summed.
 
-Candidates are checked on inputs of unit variance and weights of variance 1/terms, so that a sum has
-unit variance whatever its length. A float32 sum rounds `terms` products and `terms` additions, each
-by at most u = 2**-24 of a value that stays below 4 (four deviations of the running sum). Roundings
-are independent, so their sum spreads like u * 4 * sqrt(2 * terms); six deviations of that bound every
-output of every layer: 24 * u * sqrt(2 * terms). A tap left out or read from the wrong pixel moves
-an output by about 1/sqrt(terms), which for 9 to 1024 terms is 1,000 to 100,000 times more; the tests
-plant one. Storing a float16 result rounds once more, by 2**-11 of a value below 8.
+Candidates are checked on inputs of unit variance and weights of variance 1/terms, so that a sum
+has unit variance whatever its length. A float32 sum rounds `terms` products and `terms` additions,
+each by at most u = 2**-24 of a value that stays below 4 (four deviations of the running sum).
+Roundings are independent, so their sum spreads like u * 4 * sqrt(2 * terms); six deviations of that
+bound every output of every layer: 24 * u * sqrt(2 * terms). A tap left out or read from the wrong
+pixel moves an output by about 1/sqrt(terms), which for 9 to 1024 terms is 1,000 to 100,000 times
+more; the tests plant one. Storing a float16 result rounds once more, by 2**-11 of a value below 8.
 """
 
 from __future__ import annotations

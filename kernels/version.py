@@ -23,8 +23,8 @@ PROBE_DEVICE = ("x86", "x86-64-v3")
 def version(name: str) -> str:
     """Twelve hex digits that change when the code the kernel generates for its probes does.
 
-    The first, middle and last config of each probe's space are lowered, on a device of their own, so
-    that the version is the same on every machine.
+    The first, middle and last config of each probe's space are lowered, on a device of their own,
+    so that the version is the same on every machine.
     """
     kind, device = PROBE_DEVICE
     target = machines(kind).DEVICES[device]

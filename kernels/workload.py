@@ -308,12 +308,11 @@ def _check(workload: Workload, sizes: tuple[str, ...]) -> None:
             raise ValueError(f"{kind}.{name} is {value!r}; expected a whole number from 1 up")
     if workload.activation not in ACTIVATIONS:
         raise ValueError(
-            f"{kind}.activation is {workload.activation!r}; expected one of {', '.join(ACTIVATIONS)}"
+            f"{kind}.activation is {workload.activation!r}; "
+            f"expected one of {', '.join(ACTIVATIONS)}"
         )
     if workload.dtype not in DTYPES:
-        raise ValueError(
-            f"{kind}.dtype is {workload.dtype!r}; expected one of {', '.join(DTYPES)}"
-        )
+        raise ValueError(f"{kind}.dtype is {workload.dtype!r}; expected one of {', '.join(DTYPES)}")
 
 
 def _check_window(workload: Conv | Depthwise) -> None:

@@ -205,11 +205,17 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="verb", parser_class=_Parser)
     where, which, output = _where(), _which(), _output()
 
-    run = verbs.add_parser("run", parents=[where, which, output], help="measure configs into the log")
-    run.add_argument("--budget", type=_duration, metavar="TIME", help="stop after, e.g. 90s, 5m, 1h")
+    run = verbs.add_parser(
+        "run", parents=[where, which, output], help="measure configs into the log"
+    )
+    run.add_argument(
+        "--budget", type=_duration, metavar="TIME", help="stop after, e.g. 90s, 5m, 1h"
+    )
     run.add_argument("--trials", type=_count, metavar="N", help="measure at most N configs")
     run.add_argument("--effort", choices=("quick", "full", "max"), default="full", help=EFFORT_HELP)
-    run.add_argument("--kernel", action="append", metavar="NAME", help="only this kernel; repeatable")
+    run.add_argument(
+        "--kernel", action="append", metavar="NAME", help="only this kernel; repeatable"
+    )
     run.set_defaults(verb=_run)
 
     build = verbs.add_parser("build", parents=[where, which, output], help="write the .so")
@@ -227,11 +233,15 @@ def _parser() -> argparse.ArgumentParser:
     bench = verbs.add_parser("bench", parents=[where, which, output], help="compare with peers")
     bench.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
     bench.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
-    bench.add_argument("--peers", type=_names, metavar="A,B", help="default: all that are installed")
+    bench.add_argument(
+        "--peers", type=_names, metavar="A,B", help="default: all that are installed"
+    )
     bench.add_argument("--rounds", type=_count, default=15, metavar="N", help="default: 15")
     bench.set_defaults(verb=_bench)
 
-    model = verbs.add_parser("model", parents=[which], help="print layers, parameters, multiply-adds")
+    model = verbs.add_parser(
+        "model", parents=[which], help="print layers, parameters, multiply-adds"
+    )
     model.add_argument("--body", choices=("separable", "full", "shallow"), default="separable")
     model.set_defaults(verb=_show_model)
 
@@ -248,8 +258,8 @@ WEIGHTS_HELP = "checkpoint, .safetensors or .pt; default: ImageNet where it fits
 EFFORT_HELP = "trials a workload: quick 24, full 96, max the whole space; default: full"
 
 
-def _where() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
+def _where() -> _Parser:
+    options = _Parser(add_help=False)
     options.add_argument("--target", choices=tuple(TARGETS), default="x86")
     options.add_argument("--device", metavar="NAME", help="a known machine; default: this one")
     options.add_argument("--threads", type=_count, metavar="N", help="default: all cores")
@@ -264,19 +274,23 @@ def _where() -> argparse.ArgumentParser:
     return options
 
 
-def _which() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--alpha", type=float, default=1.0, metavar="X", help="width; default: 1.0")
+def _which() -> _Parser:
+    options = _Parser(add_help=False)
+    options.add_argument(
+        "--alpha", type=float, default=1.0, metavar="X", help="width; default: 1.0"
+    )
     options.add_argument("--resolution", type=_count, default=224, metavar="N", help="default: 224")
     options.add_argument("--batch", type=_count, default=1, metavar="N", help="default: 1")
     options.add_argument("--classes", type=_count, default=1001, metavar="N", help="default: 1001")
-    options.add_argument("--variant", choices=("tf", "torch"), default="tf", help="padding, epsilon")
+    options.add_argument(
+        "--variant", choices=("tf", "torch"), default="tf", help="padding, epsilon"
+    )
     options.add_argument("--dtype", choices=("float32",), default="float32")
     return options
 
 
-def _output() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
+def _output() -> _Parser:
+    options = _Parser(add_help=False)
     options.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     return options
 

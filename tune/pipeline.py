@@ -281,9 +281,7 @@ class _Recorder:
     log: Log
     peak_flops: float
 
-    def keep(
-        self, search: _Search, stage: str, outcome: Outcome, protocol: Protocol
-    ) -> Record:
+    def keep(self, search: _Search, stage: str, outcome: Outcome, protocol: Protocol) -> Record:
         record = Record(
             workload=search.workload.key,
             kernel=search.kernel,
@@ -396,8 +394,8 @@ def _require(choices: Sequence[Choice], tuned: bool, log: Log) -> None:
     lacking = [choice.layer.name for choice in choices if choice.why != "measured"]
     if tuned and lacking:
         raise GateError(
-            f"no record for {', '.join(lacking)} in {log.path}; expected one of each layer, made on "
-            f"this device with these threads; run: python -m tune run"
+            f"no record for {', '.join(lacking)} in {log.path}; expected one of each layer, made "
+            f"on this device with these threads; run: python -m tune run"
         )
 
 

@@ -56,9 +56,7 @@ def plan(
     )
 
 
-def _choose(
-    layer: Layer, records: Sequence[Record], target: Target, threads: int
-) -> Choice:
+def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: int) -> Choice:
     workload = layer.workload
     names = kernels_for(workload, target)
     if not names:

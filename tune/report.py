@@ -81,10 +81,7 @@ def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
 def progress_line(event: Any) -> str:
     """A `pipeline.Progress` as a line: what was measured, the best of its workload, time left."""
     record = event.record
-    if record.error is not None:
-        result = record.error
-    else:
-        result = f"{record.time_s * 1e6:.1f} µs"
+    result = record.error or f"{record.time_s * 1e6:.1f} µs"
     best = ""
     if event.best_s is not None:
         rate = event.flops / event.best_s
@@ -96,7 +93,7 @@ def progress_line(event: Any) -> str:
 def plan_summary(manifest: dict[str, Any]) -> str:
     """How many layers were measured, carried over or left at a default, and which were not."""
     layers = manifest["layers"]
-    counts = {why: [l["name"] for l in layers if l["why"] == why] for why in WHYS}
+    counts = {why: [layer["name"] for layer in layers if layer["why"] == why] for why in WHYS}
     parts = [f"{len(names)} {why}" for why, names in counts.items() if names]
     lines = [f"{len(layers)} layers: {', '.join(parts)}"]
     for why, consequence in WHYS.items():

@@ -14,7 +14,6 @@ from targets import machines
 from tune.errors import SetupError, UsageError
 from tune.pins import PINS, check_pins
 
-
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 
 

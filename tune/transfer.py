@@ -22,7 +22,7 @@ def similar(
     threads: int,
     limit: int = 4,
 ) -> list[tuple[Config, Record]]:
-    """Configs of the same kernel that won at the shapes, devices and thread counts nearest to these.
+    """Configs of the same kernel that won at the nearest shapes, devices and thread counts.
 
     Each is carried over to `space` and stands beside the record it comes from; nearest first.
     """

@@ -122,7 +122,9 @@ def _formula(workload: Conv, config: Config) -> IRModule:
     x = te.placeholder((N * Hi, Wi * Ci), dtype, "x")
     wt = te.placeholder((K, K, Ci, TC * BC), dtype, "wt")
     bias = te.placeholder((TC * BC,), dtype, "bias")
-    kh, kw, ci = (te.reduce_axis((0, size), name) for size, name in ((K, "kh"), (K, "kw"), (Ci, "ci")))
+    kh, kw, ci = (
+        te.reduce_axis((0, size), name) for size, name in ((K, "kh"), (K, "kw"), (Ci, "ci"))
+    )
 
     def pixel(n: Any, h: Any, j: Any) -> Any:
         inside = [h >= top, h < Hi + top, j >= left * Ci, j < (Wi + left) * Ci]

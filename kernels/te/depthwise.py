@@ -1,6 +1,7 @@
 """Depthwise convolution, NHWC, CPU.
 
-Maths   y[n,ho,wo,c] = act(bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*stride+kw-left, c] * wt[kh,kw,c])
+Maths   y[n,ho,wo,c] = act(bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*stride+kw-left, c]
+                                                 * wt[kh,kw,c])
         x outside the image reads as 0.
 Shapes  x (N*Hi*Wi,C)  wt (K,K,C)  bias (C,)  y (N,Ho,Wo,C)
 Types   float32.

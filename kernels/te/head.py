@@ -20,7 +20,16 @@ from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 
 from kernels.space import Config, Constraint, Knob, Space
-from kernels.te.tile import activate, blocks, divisors, lanes, module, pad_last, unroll, vectorize_last
+from kernels.te.tile import (
+    activate,
+    blocks,
+    divisors,
+    lanes,
+    module,
+    pad_last,
+    unroll,
+    vectorize_last,
+)
 from kernels.workload import Head, Workload
 from targets.target import Target
 

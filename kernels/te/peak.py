@@ -1,7 +1,7 @@
 """The machine's own multiply-add peak: what every kernel's speed is compared with.
 
-Maths   CHAINS independent chains of acc = acc / 2 + v in registers, as many as hide the latency of a
-        fused multiply-add; nothing is loaded in the loop.
+Maths   CHAINS independent chains of acc = acc / 2 + v in registers, as many as hide the latency of
+        a fused multiply-add; nothing is loaded in the loop.
 Source  own.
 """
 

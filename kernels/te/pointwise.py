@@ -76,7 +76,7 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
     rows, columns = int(config["BLOCK_P"]), int(config["BLOCK_CO"])
     width = lanes(target, workload.dtype, workload.Co)
-    P, Co = _pixels(workload), workload.Co
+    P = _pixels(workload)
     T = blocks(P, rows)
 
     schedule = Schedule(_formula(workload, rows, columns))
@@ -121,7 +121,8 @@ def _pixels(workload: Pointwise) -> int:
 def _register_tiles(workload: Pointwise, target: Target) -> tuple[tuple[int, int], ...]:
     """(pixels, channels) of tiles whose accumulators take from half to nearly all registers.
 
-    Some stay free for a row of weights and a pixel, or the loop would spill. Of the heights and widths that do, only those that leave hardly any part of the last tile empty.
+    Some stay free for a row of weights and a pixel, or the loop would spill. Of the heights and
+    widths that do, only those that leave hardly any part of the last tile empty.
     """
     width = lanes(target, workload.dtype, workload.Co)
     accumulators, pixels = target.limits.vector_registers - FREE_REGISTERS, _pixels(workload)
@@ -169,7 +170,7 @@ def _formula(workload: Pointwise, rows: int, columns: int) -> IRModule:
 
 
 def _prefetch_next_block(schedule: Schedule, workload: Pointwise, config: Config) -> None:
-    """While a block of weights is in use, bring the next one from L3 to L2, some lines at a time."""
+    """While a block of weights is in use, bring the next one to L2, some lines at a time."""
     block, tile, ci = schedule.get_loops("acc_update")[:3]
     outer, inner, step = (schedule.get(loop) for loop in (block, tile, ci))
     columns, B = int(config["BLOCK_CO"]), blocks(workload.Co, int(config["BLOCK_CO"]))

@@ -48,9 +48,7 @@ def window_span(workload: Conv | Depthwise, outputs: tuple[int, int]) -> tuple[i
     return height, width
 
 
-def bordered(
-    x: Any, workload: Conv | Depthwise, outputs: tuple[int, int], channels: int
-) -> Any:
+def bordered(x: Any, workload: Conv | Depthwise, outputs: tuple[int, int], channels: int) -> Any:
     """The stage `staged`: the image (N*Hi*Wi,C) with zeros around it, (N,H,W,channels).
 
     It reaches as far as `outputs` rows and columns of outputs see, full tiles counted.

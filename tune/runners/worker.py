@@ -74,7 +74,9 @@ class Worker:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["tune.runners.preload"])
             self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, self._threads), daemon=True)
+            self._process = context.Process(
+                target=_serve, args=(theirs, self._threads), daemon=True
+            )
             self._process.start()
             theirs.close()
         return self._pipe
