@@ -29,8 +29,8 @@ from tune.mobilenet import Layer, MobileNet
 from tune.peers import PEERS
 from tune.pins import PINS, check_pins
 from tune.plan import Choice, plan
-from tune.runners.local import FINAL, TRIAL, LocalRunner, Protocol
-from tune.runners.protocol import Outcome
+from tune.runners.local import FINAL, TRIAL, LocalRunner
+from tune.runners.protocol import Entry, Outcome
 from tune.runtime import load
 from tune.scheduler import Task, choose
 from tune.search import expected_gain, propose
@@ -39,8 +39,8 @@ from tune.weights import Weights, fold
 
 TRIALS = {"quick": 24, "full": 96, "max": 1 << 30}  # a workload and kernel
 BATCH = 8
-FINALISTS = 4
-FINALS_SHARE = 0.15  # of the budget
+FINALISTS = 6
+FINALS_SHARE = 0.2  # of the budget
 LOGS = Path(__file__).resolve().parent.parent / "logs"
 
 
@@ -165,16 +165,20 @@ def tune(
                 done += 1
                 yield progress(record, search)
 
-        for key in dict.fromkeys(search.workload.key for search in searches):
+        for rivals in _finalists(searches, log, target, threads):
             left = left_s()
             if left is not None and left <= 0:
                 break
-            rivals = _finalists([s for s in searches if s.workload.key == key], log)
-            outcomes = runner.compete(
-                parse(key), [(search.kernel, config) for search, config in rivals], FINAL
-            )
+            choices = plan(layers, log.records(), target, threads)
+            network = [_entry(c.layer.workload, c.kernel, c.config) for c in choices]
+            entries = [_entry(search.workload, search.kernel, config) for search, config in rivals]
+            outcomes = runner.compete(network, entries)
             for (search, _), outcome in zip(rivals, outcomes, strict=True):
                 yield progress(recorder.keep(search, "final", outcome, FINAL), search)
+
+
+def _entry(workload: Workload, name: str, config: Config) -> Entry:
+    return Entry(workload=workload, kernel=name, config=config)
 
 
 def _searches(
@@ -255,21 +259,33 @@ def _next(searches: Sequence[_Search], peak_flops: float, most: int) -> _Search 
     return None if chosen is None else by_key[chosen.key]
 
 
-def _finalists(searches: Sequence[_Search], log: Log) -> list[tuple[_Search, Config]]:
-    """The few fastest of a workload; none when they have all met before, or there is but one."""
-    ranked = sorted(
-        (
-            (time_s, index, config)
-            for index, search in enumerate(searches)
-            for config, time_s in search.history
-            if time_s is not None
-        ),
-        key=lambda entry: entry[:2],
-    )
-    rivals = [(searches[index], config) for _, index, config in ranked[:FINALISTS]]
-    met = [(r.workload, r.kernel, r.config) for r in log.records() if r.stage == "final"]
-    fresh = [(s, c) for s, c in rivals if (s.workload.key, s.kernel, c) not in met]
-    return rivals if fresh and len(rivals) > 1 else []
+def _finalists(
+    searches: Sequence[_Search], log: Log, target: Target, threads: int
+) -> list[list[tuple[_Search, Config]]]:
+    """Of each workload the few fastest, if there are several and not all have met before."""
+    records = [record for record in log.records() if record.stage == "final"]
+    finals = []
+    for key in dict.fromkeys(search.workload.key for search in searches):
+        ranked = sorted(
+            (
+                (time_s, index, config)
+                for index, search in enumerate(searches)
+                if search.workload.key == key
+                for config, time_s in search.history
+                if time_s is not None
+            ),
+            key=lambda entry: entry[:2],
+        )
+        rivals = [(searches[index], config) for _, index, config in ranked[:FINALISTS]]
+        met = [
+            (name, record.config)
+            for name in {search.kernel for search, _ in rivals}
+            for record in _own(records, parse(key), name, target, threads)
+        ]
+        fresh = [config for search, config in rivals if (search.kernel, config) not in met]
+        if fresh and len(rivals) > 1:
+            finals.append(rivals)
+    return finals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +297,7 @@ class _Recorder:
     log: Log
     peak_flops: float
 
-    def keep(self, search: _Search, stage: str, outcome: Outcome, protocol: Protocol) -> Record:
+    def keep(self, search: _Search, stage: str, outcome: Outcome, protocol: Any) -> Record:
         record = Record(
             workload=search.workload.key,
             kernel=search.kernel,

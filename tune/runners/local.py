@@ -11,25 +11,26 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels import kernel
 from kernels.space import Config
 from kernels.te import peak
 from kernels.workload import Workload
 from targets.target import Target
 from tune.builder import build
-from tune.runners.protocol import Outcome
+from tune.runners.candidate import Candidate, Loaded
+from tune.runners.protocol import Entry, Outcome
+from tune.runners.rehearsal import Rehearsal, rehearse
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
-from tune.verify import case, difference
 
 BUILD_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 30.0
+REHEARSAL_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """How a time is taken; stored with it.
+    """How the time of a candidate alone is taken; stored with it.
 
-    repeat        samples a candidate, one a round when several compete
+    repeat        samples
     min_repeat_s  how long a sample lasts at least, in calls without a pause
     rotate_bytes  weights are copied until they fill so much memory, and calls use one copy after
                   the other: in a network a layer's weights were last touched an inference ago
@@ -37,22 +38,11 @@ class Protocol:
 
     repeat: int = 5
     min_repeat_s: float = 0.01
-    rotate_bytes: int = 12 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A built library and what it was built from."""
-
-    workload: Workload
-    kernel: str
-    config: Config
-    library: Path
-    shapes: tuple[tuple[int, ...], ...]  # of x, wt, bias, y
+    rotate_bytes: int = 24 << 20
 
 
 TRIAL = Protocol()
-FINAL = Protocol(repeat=21)
+FINAL = Rehearsal()
 
 
 class LocalRunner:
@@ -65,6 +55,7 @@ class LocalRunner:
         self._builders = [Worker() for _ in range(builders)]
         self._folder = tempfile.TemporaryDirectory(prefix="septune-")
         self._built = 0
+        self._finalists: dict[Entry, Candidate | Outcome] = {}
 
     def __enter__(self) -> LocalRunner:
         return self
@@ -82,32 +73,47 @@ class LocalRunner:
         self, workload: Workload, kernel: str, configs: Sequence[Config]
     ) -> Iterator[Outcome]:
         """One outcome a config, in their order."""
-        for built in self._build_all(workload, [(kernel, config) for config in configs]):
+        entries = [Entry(workload=workload, kernel=kernel, config=config) for config in configs]
+        for built in self._build_all(entries):
             if isinstance(built, Outcome):
                 yield built
-            else:
-                yield from self._run([built], TRIAL)
-                built.library.unlink(missing_ok=True)
+                continue
+            try:
+                yield self._bench.call(time_alone, built, TRIAL, timeout_s=RUN_TIMEOUT_S)
+            except (WorkerError, WorkerCrash, WorkerTimeout) as error:
+                yield Outcome(config=built.config, error=_run_error(error))
+            built.library.unlink(missing_ok=True)
 
-    def compete(
-        self, workload: Workload, rivals: Sequence[tuple[str, Config]], protocol: Protocol
-    ) -> list[Outcome]:
-        """One outcome a rival (kernel, config), in their order; timed in turn, round by round."""
-        built = self._build_all(workload, rivals)
+    def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
+        """One outcome a rival, in their order: its time inside `network`, taken in turns.
+
+        network  what computes each layer, first to last; when it cannot be built, that is every
+                 rival's error
+        rivals   for one workload of the network
+        """
+        missing = [e for e in dict.fromkeys((*network, *rivals)) if e not in self._finalists]
+        self._finalists |= dict(zip(missing, self._build_all(missing), strict=True))
+        parts = [self._finalists[entry] for entry in network]
+        built = [self._finalists[entry] for entry in rivals]
         runnable = [candidate for candidate in built if isinstance(candidate, Candidate)]
-        timed = iter(self._run(runnable, protocol) if runnable else [])
-        outcomes = [b if isinstance(b, Outcome) else next(timed) for b in built]
-        for candidate in runnable:
-            candidate.library.unlink(missing_ok=True)
-        return outcomes
+        broken = next((part.error for part in parts if isinstance(part, Outcome)), None)
+        if broken is None:
+            try:
+                timeout_s = REHEARSAL_TIMEOUT_S
+                outcomes = self._bench.call(rehearse, parts, runnable, FINAL, timeout_s=timeout_s)
+            except (WorkerError, WorkerCrash, WorkerTimeout) as error:
+                broken = _run_error(error)
+        if broken is not None:
+            outcomes = [Outcome(config=candidate.config, error=broken) for candidate in runnable]
+        timed = iter(outcomes)
+        return [one if isinstance(one, Outcome) else next(timed) for one in built]
 
-    def _build_all(
-        self, workload: Workload, wanted: Sequence[tuple[str, Config]]
-    ) -> list[Candidate | Outcome]:
+    def _build_all(self, entries: Sequence[Entry]) -> list[Candidate | Outcome]:
         """Libraries, or why there is none, made by all builders at once."""
         idle = list(self._builders)
 
-        def make(number: int, name: str, config: Config) -> Candidate | Outcome:
+        def make(number: int, entry: Entry) -> Candidate | Outcome:
+            workload, name, config = entry.workload, entry.kernel, entry.config
             library = Path(self._folder.name) / f"{number}.so"
             worker = idle.pop()
             try:
@@ -123,22 +129,15 @@ class LocalRunner:
                 workload=workload, kernel=name, config=config, library=library, shapes=shapes
             )
 
-        numbers = range(self._built, self._built + len(wanted))
-        self._built += len(wanted)
+        numbers = range(self._built, self._built + len(entries))
+        self._built += len(entries)
         with ThreadPoolExecutor(len(self._builders)) as pool:
-            return list(pool.map(make, numbers, *zip(*wanted, strict=True)))
+            return list(pool.map(make, numbers, entries))
 
-    def _run(self, candidates: list[Candidate], protocol: Protocol) -> list[Outcome]:
-        """Outcomes of built candidates; when several fail as one, each is tried alone."""
-        try:
-            return self._bench.call(
-                time_candidates, candidates, protocol, timeout_s=RUN_TIMEOUT_S * len(candidates)
-            )
-        except (WorkerError, WorkerCrash, WorkerTimeout) as error:
-            if len(candidates) > 1:
-                return [outcome for c in candidates for outcome in self._run([c], protocol)]
-            kind = "timeout" if isinstance(error, WorkerTimeout) else "run"
-            return [Outcome(config=candidates[0].config, error=f"{kind}: {error}")]
+
+def _run_error(error: Exception) -> str:
+    kind = "timeout" if isinstance(error, WorkerTimeout) else "run"
+    return f"{kind}: {error}"
 
 
 def _peak(target: Target, threads: int) -> float:
@@ -152,59 +151,24 @@ def _peak(target: Target, threads: int) -> float:
     return peak.flops(target, threads) / float(min(timer(v, y).results))
 
 
-def time_candidates(candidates: list[Candidate], protocol: Protocol) -> list[Outcome]:
-    """Check, then time the right ones round by round. Runs in a worker."""
-    prepared = [_Prepared(candidate, protocol) for candidate in candidates]
-    sound = [one for one in prepared if one.error is None]
-    for _ in range(protocol.repeat):
-        for one in sound:
-            one.sample()
-    return [
-        Outcome(
-            config=one.candidate.config,
-            seconds=tuple(one.seconds),
-            error=one.error,
-            checked=one.error is None,
-        )
-        for one in prepared
-    ]
+def time_alone(candidate: Candidate, protocol: Protocol) -> Outcome:
+    """Check a candidate and, when it is right, time it. Runs in a worker."""
+    loaded = Loaded(candidate)
+    if loaded.error is not None:
+        return Outcome(config=candidate.config, error=loaded.error)
+    copies = 1 + protocol.rotate_bytes // max(loaded.packed[0].nbytes, 1)
+    rotation = [(loaded.x, *loaded.weights(), loaded.y) for _ in range(min(32, copies))]
 
-
-class _Prepared:
-    """A loaded candidate with its arguments in place, checked."""
-
-    def __init__(self, candidate: Candidate, protocol: Protocol) -> None:
-        import tvm
-
-        self.candidate = candidate
-        self.seconds: list[float] = []
-        workload = candidate.workload
-        x, wt, bias, _ = case(workload)
-        scheduled = kernel(candidate.kernel)
-        packed = scheduled.pack(workload, candidate.config, wt, bias)
-        self._function = tvm.runtime.load_module(str(candidate.library))["main"]
-        x = tvm.runtime.tensor(x.reshape(candidate.shapes[0]))
-        y = tvm.runtime.tensor(np.full(candidate.shapes[-1], np.nan, np.float32))
-        copies = min(16, 1 + protocol.rotate_bytes // max(packed[0].nbytes, 1))
-        self._rotation = [
-            (x, *(tvm.runtime.tensor(array) for array in packed), y) for _ in range(copies)
-        ]
-        for arguments in self._rotation:
-            self._function(*arguments)
-        wrong = difference(workload, y.numpy())
-        self.error = f"wrong: {wrong}" if wrong else None
-        took_s = self._round()
-        self._rounds = max(1, round(protocol.min_repeat_s / took_s))
-
-    def sample(self) -> None:
-        """One more time: the mean of enough calls."""
-        took_s = sum(self._round() for _ in range(self._rounds))
-        self.seconds.append(took_s / (self._rounds * len(self._rotation)))
-
-    def _round(self) -> float:
-        """Seconds of one call with each copy of the weights."""
-        function = self._function
+    def round_s() -> float:
         start = time.perf_counter()
-        for arguments in self._rotation:
-            function(*arguments)
+        for arguments in rotation:
+            loaded.function(*arguments)
         return time.perf_counter() - start
+
+    round_s()
+    rounds = max(1, round(protocol.min_repeat_s / round_s()))
+    seconds = []
+    for _ in range(protocol.repeat):
+        took_s = sum(round_s() for _ in range(rounds))
+        seconds.append(took_s / (rounds * len(rotation)))
+    return Outcome(config=candidate.config, seconds=tuple(seconds), checked=True)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kernels.space import Config
 from kernels.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One way to compute a workload."""
+
+    workload: Workload
+    kernel: str
+    config: Config = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
