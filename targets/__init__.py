@@ -6,11 +6,15 @@ from importlib import import_module
 from typing import Any
 
 # Kind of machine -> the module that knows its devices; loaded on first use.
-TARGETS = {"x86": "targets.x86"}
+TARGETS = {"x86": "targets.x86", "arm64": "targets.arm64"}
 
 
 def machines(kind: str) -> Any:
-    """The module of a kind of machine: `DEVICES`, `host()`, `can_run(target)`, `linker()`.
+    """The module of a kind of machine.
+
+    `DEVICES`, `host(cpuinfo)`, `can_run(target, cpuinfo)`, `is_core(target, cpuinfo)`, `cores()`,
+    `linker()` and `NO_LINKER`, what to say without one. `cpuinfo` is a file such as /proc/cpuinfo,
+    this machine's by default.
 
     ValueError for an unknown kind.
     """

@@ -11,6 +11,10 @@ from targets.target import Limits, Target
 KIB = 1024
 AVX2 = frozenset({"avx2", "fma"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+NO_LINKER = (
+    "no C++ compiler on PATH; expected g++, c++ or clang++, which link what TVM compiles; "
+    "install one, on Debian as root: apt-get install g++"
+)
 
 
 def _device(
@@ -107,14 +111,20 @@ def can_run(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return instructions <= _flags(cpuinfo)
 
 
+def is_core(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether `target` is the entry that describes this machine best."""
+    return can_run(target, cpuinfo) and host(cpuinfo).mcpu == target.mcpu
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def linker() -> str | None:
-    """Path of a C++ compiler driver that can link a shared library here, or None."""
-    return next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+def linker() -> tuple[str, ...] | None:
+    """The command of a C++ compiler driver that can link a shared library, or None."""
+    found = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+    return None if found is None else (found,)
 
 
 def _flags(cpuinfo: Path) -> frozenset[str]:

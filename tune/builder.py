@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,21 @@ def build(
     import tvm
 
     scheduled = kernel(name).lower(workload, config, target)
-    executable = tvm.compile(scheduled, target=target.tvm())
-    executable.export_library(str(path), cc=linker(target))
+    export(tvm.compile(scheduled, target=target.tvm()), target, path)
     return argument_shapes(scheduled["main"])
+
+
+def export(executable: Any, target: Target, path: Path) -> None:
+    """Link what TVM compiled into the shared library `path`. SetupError when nothing can."""
+    command = linker(target)
+
+    def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None) -> None:
+        shared = [*command, "-shared", "-fPIC", "-o", output, *(options or ()), *objects]
+        done = subprocess.run(shared, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]}: {done.stderr.strip() or done.returncode}")
+
+    executable.export_library(str(path), fcompile=link)
 
 
 def argument_shapes(function: Any) -> tuple[tuple[int, ...], ...]:
@@ -33,12 +47,10 @@ def argument_shapes(function: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(size) for size in buffer.shape) for buffer in function.params)
 
 
-def linker(target: Target) -> str:
-    """The compiler driver that links for `target`. SetupError when there is none."""
-    found: str | None = machines(target.kind).linker()
+def linker(target: Target) -> tuple[str, ...]:
+    """The command of a compiler driver that links for `target`. SetupError when there is none."""
+    machine = machines(target.kind)
+    found: tuple[str, ...] | None = machine.linker()
     if found is None:
-        raise SetupError(
-            "no C++ compiler on PATH; expected g++, c++ or clang++, which link what TVM compiles; "
-            "install one, on Debian as root: apt-get install g++"
-        )
+        raise SetupError(machine.NO_LINKER)
     return found

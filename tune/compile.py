@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.target import Target
-from tune.builder import linker
+from tune.builder import export, linker
 from tune.mobilenet import MobileNet
 from tune.pins import PINS
 from tune.plan import Choice
@@ -25,10 +25,10 @@ def compile_network(module: Any, target: Target, path: Path) -> None:
     """Write the library of a whole network to `path`. SetupError when nothing can link it."""
     from tvm import relax
 
-    driver = linker(target)
+    linker(target)  # before the minute that building takes
     with target.tvm():
         executable = relax.build(module, target=target.tvm())
-    executable.export_library(str(path), cc=driver)
+    export(executable, target, path)
 
 
 def manifest(
