@@ -48,6 +48,7 @@ def _device(
         vector_registers=32,
         l1_bytes=l1_kib * KIB,
         l2_bytes=l2_kib * KIB,
+        lane_operand=True,
         fma_per_cycle=fma,
     )
     return Target(

@@ -14,6 +14,7 @@ class Limits:
     vector_registers  number of architectural vector registers
     l1_bytes          first-level data cache of one core
     l2_bytes          second-level cache of one core; of a shared one, a core's share
+    lane_operand      whether a multiply-add can take one lane of a register as a factor for all
     fma_per_cycle     vector multiply-adds that one core starts a cycle, where we know it
     """
 
@@ -21,6 +22,7 @@ class Limits:
     vector_registers: int
     l1_bytes: int
     l2_bytes: int
+    lane_operand: bool = False
     fma_per_cycle: int | None = None
 
     def lanes(self, dtype: str) -> int:

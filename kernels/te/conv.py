@@ -25,9 +25,11 @@ from tvm.s_tir import Schedule
 
 from kernels.space import Config, Constraint, Knob, Space
 from kernels.te.tile import (
+    CPUS,
     activate,
     blocks,
     divisors,
+    keep_in_registers,
     lanes,
     module,
     pad_last,
@@ -46,7 +48,7 @@ def supports(workload: Workload, target: Target) -> bool:
         isinstance(workload, Conv)
         and workload.terms <= MOST_TAPS
         and workload.dtype == "float32"
-        and target.kind == "x86"
+        and target.kind in CPUS
     )
 
 
@@ -92,7 +94,7 @@ def lower(workload: Conv, config: Config, target: Target) -> IRModule:
     task = schedule.fuse(n, ho)
     schedule.reverse_compute_at(y, co)
     schedule.compute_at(staged, task)
-    schedule.set_scope(acc, 0, "local")
+    keep_in_registers(schedule, acc, 4 * int(config["BLOCK_WO"]) * int(config["BLOCK_CO"]))
     schedule.parallel(task)
     schedule.vectorize(lane)
     unroll(schedule, kh, kw, ci, w, vector)

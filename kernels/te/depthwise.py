@@ -23,10 +23,12 @@ from tvm.s_tir import Schedule
 
 from kernels.space import Config, Constraint, Knob, Space
 from kernels.te.tile import (
+    CPUS,
     activate,
     blocks,
     bordered,
     divisors,
+    keep_in_registers,
     lanes,
     module,
     pad_last,
@@ -39,7 +41,7 @@ from targets.target import Target
 
 
 def supports(workload: Workload, target: Target) -> bool:
-    return isinstance(workload, Depthwise) and workload.dtype == "float32" and target.kind == "x86"
+    return isinstance(workload, Depthwise) and workload.dtype == "float32" and target.kind in CPUS
 
 
 def space(workload: Depthwise, target: Target) -> Space:
@@ -85,7 +87,7 @@ def lower(workload: Depthwise, config: Config, target: Target) -> IRModule:
     task = schedule.fuse(n, ho, co)
     schedule.reverse_compute_at(y, wo)
     schedule.compute_at(staged, task)
-    schedule.set_scope(acc, 0, "local")
+    keep_in_registers(schedule, acc, 4 * int(config["BLOCK_WO"]) * int(config["BLOCK_C"]))
     schedule.parallel(task)
     schedule.vectorize(lane)
     unroll(schedule, kh, kw, w, vector)

@@ -21,9 +21,11 @@ from tvm.s_tir import Schedule
 
 from kernels.space import Config, Constraint, Knob, Space
 from kernels.te.tile import (
+    CPUS,
     activate,
     blocks,
     divisors,
+    keep_in_registers,
     lanes,
     module,
     pad_last,
@@ -35,7 +37,7 @@ from targets.target import Target
 
 
 def supports(workload: Workload, target: Target) -> bool:
-    return isinstance(workload, Head) and workload.dtype == "float32" and target.kind == "x86"
+    return isinstance(workload, Head) and workload.dtype == "float32" and target.kind in CPUS
 
 
 def space(workload: Head, target: Target) -> Space:
@@ -88,7 +90,7 @@ def lower(workload: Head, config: Config, target: Target) -> IRModule:
     vector, lane = schedule.split(c, [None, width])
     schedule.reorder(no, co, ci, step, n, vector, lane)
     schedule.reverse_compute_at(y, co)
-    schedule.set_scope(acc, 0, "local")
+    keep_in_registers(schedule, acc, 4 * int(config["BLOCK_N"]) * int(config["BLOCK_CO"]))
     schedule.parallel(schedule.fuse(no, co))
     schedule.vectorize(lane)
     unroll(schedule, step, n, vector)

@@ -23,13 +23,16 @@ from numpy.typing import NDArray
 from tvm import te, tirx
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from kernels.space import Config, Constraint, Knob, Space
 from kernels.te.prefetch import prefetch
 from kernels.te.tile import (
+    CPUS,
     activate,
     blocks,
     divisors,
+    keep_in_registers,
     lanes,
     module,
     pad_last,
@@ -44,7 +47,7 @@ FREE_REGISTERS = 4
 
 
 def supports(workload: Workload, target: Target) -> bool:
-    return isinstance(workload, Pointwise) and workload.dtype == "float32" and target.kind == "x86"
+    return isinstance(workload, Pointwise) and workload.dtype == "float32" and target.kind in CPUS
 
 
 def space(workload: Pointwise, target: Target) -> Space:
@@ -55,7 +58,9 @@ def space(workload: Pointwise, target: Target) -> Space:
     columns = tuple(sorted({columns for _, columns in tiles}))
     counts = tuple(sorted(set().union(*chunks.values())))
     widest = max(tiles, key=lambda tile: tile[0] * tile[1])
-    unrolls = tuple(unroll for unroll in (1, 2, 4) if workload.Ci % unroll == 0)
+    # Where a factor may be a lane, steps come in whole vectors of channels.
+    steps = (1, 4, 8, 16) if target.limits.lane_operand else (1, 2, 4)
+    unrolls = tuple(count for count in steps if workload.Ci % count == 0)
     bursts = tuple(steps for steps in (32, 64, 128) if workload.Ci % steps == 0)
     return Space(
         knobs=(
@@ -86,7 +91,7 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     chunk, tile = schedule.split(t, [T // int(config["CHUNK"]), None])
     schedule.reorder(chunk, co, tile, p, c)
     schedule.reverse_compute_at(y, tile)
-    schedule.set_scope(acc, 0, "local")
+    keep_in_registers(schedule, acc, 4 * rows * columns)
     if P % rows:
         schedule.annotate(tile, "pragma_loop_partition_hint", 1)
 
@@ -94,6 +99,8 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     burst, ci, step = schedule.split(ci, [None, between // steps, steps])
     vector, lane = schedule.split(c, [None, width])
     schedule.reorder(burst, ci, step, p, vector, lane)
+    if target.limits.lane_operand and steps % width == 0:
+        step = _hold_pixels(schedule, acc, step, width)
     unroll(schedule, step, p, vector)
     schedule.vectorize(lane)
     schedule.parallel(schedule.fuse(chunk, co))
@@ -167,6 +174,18 @@ def _formula(workload: Pointwise, rows: int, columns: int) -> IRModule:
         name="y",
     )
     return module(x, wt, bias, y)
+
+
+def _hold_pixels(schedule: Schedule, acc: SBlockRV, step: LoopRV, width: int) -> LoopRV:
+    """Load `width` channels of a pixel at once, for `width` steps that use a lane each."""
+    outer, inner = schedule.split(step, [None, width])
+    pixels = schedule.cache_read(acc, "x", "global")
+    schedule.compute_at(pixels, outer)
+    *_, p, lane = schedule.get_loops(pixels)
+    schedule.unroll(p)
+    schedule.vectorize(lane)
+    schedule.unroll(inner)
+    return outer
 
 
 def _prefetch_next_block(schedule: Schedule, workload: Pointwise, config: Config) -> None:

@@ -14,6 +14,9 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 from kernels.workload import Conv, Depthwise
 from targets.target import Target
 
+CPUS = ("x86", "arm64")
+STACK_BYTES = 1024  # TVM's kMaxStackAlloca
+
 
 def lanes(target: Target, dtype: str, channels: int) -> int:
     """Elements a vector: the machine's, or fewer where there are not so many channels."""
@@ -70,6 +73,16 @@ def unroll(schedule: Schedule, *loops: LoopRV) -> None:
     """Unroll each of `loops`."""
     for loop in loops:
         schedule.unroll(loop)
+
+
+def keep_in_registers(schedule: Schedule, block: SBlockRV, size_bytes: int) -> None:
+    """Let the compiler hold what `block` computes, so many bytes, in vector registers.
+
+    It does so for what lies on the stack, where TVM puts small `global` buffers and no `local` one,
+    and, within a loop, for a buffer that nothing else can point to, as a `local` one is.
+    """
+    if size_bytes >= STACK_BYTES:
+        schedule.set_scope(block, 0, "local")
 
 
 def vectorize_last(schedule: Schedule, block: SBlockRV, width: int, unrolled: int) -> None:
