@@ -89,7 +89,8 @@ def vectorize_last(schedule: Schedule, block: SBlockRV, width: int, unrolled: in
     """Run the last loop of `block` in vectors of `width`; unroll so many loops outside a vector."""
     *outer, last = schedule.get_loops(block)
     vector, lane = schedule.split(last, [None, width])
-    schedule.vectorize(lane)
+    if width > 1:
+        schedule.vectorize(lane)
     unroll(schedule, *[*outer, vector][-unrolled:])
 
 
