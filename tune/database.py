@@ -160,7 +160,7 @@ def best(
     time_s, name = min(timed)
     return min(
         pools[name],
-        key=lambda record: (abs(median(record.seconds) - time_s), _canonical(asdict(record))),
+        key=lambda record: (abs(median(record.seconds) - time_s), canonical(asdict(record))),
     )
 
 
@@ -183,7 +183,7 @@ def _pools(records: Iterable[Record]) -> dict[str, list[Record]]:
     """The records of each kernel and config; one that merging logs has repeated counts once."""
     pools: dict[str, dict[tuple[str, tuple[float, ...]], Record]] = {}
     for record in records:
-        pool = pools.setdefault(f"{record.kernel} {_canonical(record.config)}", {})
+        pool = pools.setdefault(f"{record.kernel} {canonical(record.config)}", {})
         pool.setdefault((record.when, record.seconds), record)
     return {name: list(pool.values()) for name, pool in pools.items()}
 
@@ -192,7 +192,8 @@ def _pooled_s(records: Iterable[Record]) -> float:
     return median(second for record in records for second in record.seconds)
 
 
-def _canonical(value: Mapping[str, Any]) -> str:
+def canonical(value: Mapping[str, Any]) -> str:
+    """`value` as text, the same whatever the order of its keys."""
     return json.dumps(value, sort_keys=True)
 
 

@@ -358,7 +358,6 @@ def _row(workload: Workload, records: Sequence[Record]) -> dict[str, Any]:
         threads=first.threads,
         versions={name: version(name) for name in KERNELS},
     )
-    slowest = max((r.time_s for r in records if r.time_s is not None), default=None)
     return {
         "workload": workload.key,
         "trials": sum(r.stage == "trial" for r in records),
@@ -366,10 +365,23 @@ def _row(workload: Workload, records: Sequence[Record]) -> dict[str, Any]:
         "kernel": winner and winner.kernel,
         "config": winner and winner.config,
         "time_s": winner and winner.time_s,
-        "slowest_s": slowest,
+        "default_ratio": winner and _default_ratio(workload, winner, records),
         "flops": flops(workload),
         "peak_flops": winner and winner.peak_flops,
     }
+
+
+def _default_ratio(workload: Workload, winner: Record, records: Sequence[Record]) -> float | None:
+    """How many times longer the kernel's default config takes, both alone; None if unknown."""
+    device = machines(winner.target).DEVICES.get(winner.device)
+    own = [r for r in records if r.kernel_version == winner.kernel_version]
+    times = {database.canonical(config): time_s for config, time_s in database.history(own)}
+    best_s = times.get(database.canonical(winner.config))
+    if device is None or best_s is None:
+        return None
+    default = kernel(winner.kernel).space(workload, device).default
+    default_s = times.get(database.canonical(default))
+    return None if default_s is None else default_s / best_s
 
 
 def build(

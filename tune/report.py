@@ -55,7 +55,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
 
 def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of `pipeline.winners` or `pipeline.show` as lines: the best of each workload."""
-    head = ("workload", "config", "trials", "µs", "GFLOP/s", "% of peak", "× slowest")
+    head = ("workload", "config", "trials", "µs", "GFLOP/s", "% of peak", "default ×")
     named = any("device" in row for row in rows)
     lines = [("device", *head) if named else head]
     for row in rows:
@@ -67,7 +67,7 @@ def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{row['time_s'] * 1e6:.1f}",
                 f"{rate / 1e9:.1f}",
                 f"{rate / row['peak_flops']:.0%}" if row["peak_flops"] else "",
-                f"{row['slowest_s'] / row['time_s']:.1f}",
+                f"{row['default_ratio']:.2f}" if row["default_ratio"] else "",
             ]
         place = f"{row['device']}/{row['threads']}" if named else None
         lines.append(tuple(cells) if place is None else (place, *cells))
@@ -75,7 +75,7 @@ def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
     if named or any(row["time_s"] is None for row in rows):
         return table
     total_s = sum(row["layers"] * row["time_s"] for row in rows)
-    return f"{table}\nall layers in isolation: {total_s * 1e3:.2f} ms"
+    return f"{table}\nall layers: {total_s * 1e3:.2f} ms"
 
 
 def progress_line(event: Any) -> str:

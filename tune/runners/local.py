@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from targets.target import Target
 from tune.builder import build
 from tune.runners.candidate import Candidate, Loaded
 from tune.runners.protocol import Entry, Outcome
-from tune.runners.rehearsal import Rehearsal, rehearse
+from tune.runners.rehearsal import Rehearsal, agree, rehearse
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 
 BUILD_TIMEOUT_S = 60.0
@@ -30,13 +31,15 @@ REHEARSAL_TIMEOUT_S = 300.0
 class Protocol:
     """How the time of a candidate alone is taken; stored with it.
 
-    repeat        samples
+    repeat        samples; while they do not agree, because something else ran, all are taken anew
+    attempts      sets of samples at most; of several the fastest counts
     min_repeat_s  how long a sample lasts at least, in calls without a pause
     rotate_bytes  weights are copied until they fill so much memory, and calls use one copy after
                   the other: in a network a layer's weights were last touched an inference ago
     """
 
     repeat: int = 5
+    attempts: int = 6
     min_repeat_s: float = 0.01
     rotate_bytes: int = 24 << 20
 
@@ -167,8 +170,12 @@ def time_alone(candidate: Candidate, protocol: Protocol) -> Outcome:
 
     round_s()
     rounds = max(1, round(protocol.min_repeat_s / round_s()))
-    seconds = []
-    for _ in range(protocol.repeat):
-        took_s = sum(round_s() for _ in range(rounds))
-        seconds.append(took_s / (rounds * len(rotation)))
-    return Outcome(config=candidate.config, seconds=tuple(seconds), checked=True)
+
+    def samples() -> tuple[float, ...]:
+        calls = rounds * len(rotation)
+        return tuple(sum(round_s() for _ in range(rounds)) / calls for _ in range(protocol.repeat))
+
+    sets = [samples()]
+    while not agree(sets[-1]) and len(sets) < protocol.attempts:
+        sets.append(samples())
+    return Outcome(config=candidate.config, seconds=min(sets, key=median), checked=True)

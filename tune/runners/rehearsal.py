@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,22 @@ from tune.runners.candidate import Candidate, Loaded
 from tune.runners.protocol import Outcome
 from tune.verify import case
 
+SPREAD = 0.1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
     """How a time is taken in the network; stored with it.
 
-    rounds  samples a rival, one a round
+    rounds  samples of each rival that count, its fastest
+    most    rounds at most; after `rounds`, another only while the samples of some rival do not
+            agree, because something else ran
     warmup  untimed inferences after a rival has taken its place
     timed   inferences that a sample is the mean of
     """
 
     rounds: int = 7
+    most: int = 28
     warmup: int = 1
     timed: int = 2
 
@@ -45,20 +51,28 @@ def rehearse(
     """
     loaded = [_loaded(rival) for rival in rivals]
     stage = _Stage(network)
-    seconds: list[list[float]] = [[] for _ in rivals]
-    for _ in range(rehearsal.rounds):
-        for rival, ready, samples in zip(rivals, loaded, seconds, strict=True):
-            if ready.error is None:
-                samples.append(stage.sample(rival, rehearsal))
+    sound = [rival for rival, ready in zip(rivals, loaded, strict=True) if ready.error is None]
+    fastest: dict[Candidate, tuple[float, ...]] = dict.fromkeys(sound, ())
+    for number in range(rehearsal.most):
+        if number >= rehearsal.rounds and all(map(agree, fastest.values())):
+            break
+        for rival, samples in fastest.items():
+            samples = (*samples, stage.sample(rival, rehearsal))
+            fastest[rival] = tuple(sorted(samples)[: rehearsal.rounds])
     return [
         Outcome(
             config=rival.config,
-            seconds=tuple(samples),
+            seconds=fastest.get(rival, ()),
             error=ready.error,
             checked=ready.error is None,
         )
-        for rival, ready, samples in zip(rivals, loaded, seconds, strict=True)
+        for rival, ready in zip(rivals, loaded, strict=True)
     ]
+
+
+def agree(samples: Sequence[float]) -> bool:
+    """Whether most samples lie near the fastest: what was measured was not disturbed."""
+    return median(samples) <= (1 + SPREAD) * min(samples)
 
 
 class _Stage:
