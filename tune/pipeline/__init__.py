@@ -1,0 +1,10 @@
+"""The one place where the stages meet. Yields or returns results and prints nothing."""
+
+from __future__ import annotations
+
+from tune.pipeline.building import build, classify
+from tune.pipeline.comparing import bench
+from tune.pipeline.records import Log, show, winners
+from tune.pipeline.tuning import Progress, tune
+
+__all__ = ["Log", "Progress", "bench", "build", "classify", "show", "tune", "winners"]

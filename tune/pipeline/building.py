@@ -1,0 +1,91 @@
+"""Records and weights in, the artifact out, and its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from targets.target import Target
+from tune import images
+from tune import weights as weights_module
+from tune.compile import compile_network, manifest, write_manifest
+from tune.errors import GateError, UsageError
+from tune.graph import assemble
+from tune.mobilenet import MobileNet
+from tune.pins import check_pins
+from tune.pipeline.records import Log
+from tune.plan import Choice, plan
+from tune.runtime import load
+from tune.weights import Weights, fold
+
+
+def build(
+    model: MobileNet,
+    target: Target,
+    log: Log,
+    *,
+    threads: int,
+    weights: Path | None,
+    seed: int,
+    output: Path,
+    require_tuned: bool = False,
+) -> dict[str, Any]:
+    """Write the library at `output` and its manifest, which is returned. Measures nothing.
+
+    weights  a checkpoint; None takes the ImageNet one where it fits the model, else random ones
+    GateError, naming the layers, when `require_tuned` and some have no record of their own.
+    """
+    check_pins()
+    if output.suffix != ".so":
+        raise UsageError(f"output {output} is no .so; expected a name such as mobilenet_v1.so")
+    choices = plan(model.layers, log.records(missing_ok=not require_tuned), target, threads)
+    _require(choices, require_tuned, log)
+    folded = fold(weights_of(model, weights, seed), model)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        compile_network(assemble(choices, folded, target), target, output)
+        description = manifest(model, choices, folded, target, threads, output)
+        write_manifest(description, output)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {output}: {error.strerror}; expected a writable path; choose another -o"
+        ) from None
+    return description
+
+
+def classify(
+    library: Path, photos: Sequence[Path], threads: int | None = None
+) -> Iterator[tuple[Path, list[tuple[float, str]]]]:
+    """Of each photo the five likeliest (probability, label), likeliest first."""
+    network = load(library, threads)
+    batch, height, _, _ = network.input_shape
+    for photo in photos:
+        image = images.read(photo, height)
+        logits = network(np.repeat(image, batch, axis=0))[0].astype(np.float64)
+        odds = np.exp(logits - logits.max())
+        probabilities = odds / odds.sum()
+        names = images.labels()
+        if len(names) != len(logits):
+            names = tuple(f"class {index}" for index in range(len(logits)))
+        top = np.argsort(-probabilities)[:5]
+        yield photo, [(float(probabilities[index]), names[index]) for index in top]
+
+
+def weights_of(model: MobileNet, path: Path | None, seed: int) -> Weights:
+    """From the checkpoint at `path`, the ImageNet one, or at random."""
+    source = path or weights_module.bundled(model)
+    if source is None:
+        return weights_module.random(model, seed)
+    return weights_module.read(source, model)
+
+
+def _require(choices: Sequence[Choice], tuned: bool, log: Log) -> None:
+    lacking = [choice.layer.name for choice in choices if choice.why != "measured"]
+    if tuned and lacking:
+        raise GateError(
+            f"no record for {', '.join(lacking)} in {log.path}; expected one of each layer, made "
+            f"on this device with these threads; run: python -m tune run"
+        )

@@ -1,0 +1,126 @@
+"""Log files in, the records that count for a machine out, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kernels import KERNELS, kernel, kernels_for
+from kernels.version import version
+from kernels.workload import Workload, flops, parse
+from targets import machines
+from targets.target import Target
+from tune import database
+from tune.database import Record
+from tune.mobilenet import Layer
+
+LOGS = Path(__file__).resolve().parents[2] / "logs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """Where records go, and the records that may be used.
+
+    path   file that new records are appended to
+    hints  further files, of other devices, whose configs may seed a search or fill a gap
+    """
+
+    path: Path
+    hints: tuple[Path, ...] = ()
+
+    @classmethod
+    def at(cls, path: Path | None, target: Target) -> Log:
+        """The log at `path` alone; by default the device's own, the other devices' as hints."""
+        if path is not None:
+            return cls(path=path)
+        own = LOGS / target.kind / f"{target.device}.jsonl"
+        return cls(path=own, hints=tuple(p for p in sorted(own.parent.glob("*.jsonl")) if p != own))
+
+    def records(self, *, missing_ok: bool = True) -> tuple[Record, ...]:
+        """All records, those of `path` first. LogError when a file cannot be read."""
+        found = database.read(self.path, missing_ok=missing_ok).records
+        for hint in self.hints:
+            found += database.read(hint).records
+        return found
+
+
+def own(
+    records: Sequence[Record], workload: Workload, name: str, target: Target, threads: int
+) -> list[Record]:
+    """Records of exactly this: kernel in its present version, device and threads, measured."""
+    return [
+        record
+        for record in records
+        if record.workload == workload.key
+        and (record.kernel, record.kernel_version) == (name, version(name))
+        and (record.target, record.device) == (target.kind, target.device)
+        and record.threads == threads
+        and record.estimator is None
+    ]
+
+
+def winners(
+    layers: Sequence[Layer], target: Target, log: Log, *, threads: int
+) -> list[dict[str, Any]]:
+    """One row a distinct workload: its best record, beside the default config where that ran."""
+    records = log.records()
+    counts: dict[Workload, int] = {}
+    for layer in layers:
+        counts[layer.workload] = counts.get(layer.workload, 0) + 1
+    rows = []
+    for workload, weight in counts.items():
+        names = kernels_for(workload, target)
+        own = [r for name in names for r in own(records, workload, name, target, threads)]
+        rows.append({"layers": weight} | _row(workload, own))
+    return rows
+
+
+def show(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """One row for each workload, device and thread count of a log, and the unreadable lines."""
+    contents = database.read(path)
+    groups: dict[tuple[str, str, int], list[Record]] = {}
+    for record in contents.records:
+        groups.setdefault((record.device, record.workload, record.threads), []).append(record)
+    rows = []
+    for (device, key, threads), found in sorted(groups.items(), key=lambda item: item[0]):
+        rows.append({"device": device, "threads": threads} | _row(parse(key), found))
+    return rows, contents.skipped
+
+
+def _row(workload: Workload, records: Sequence[Record]) -> dict[str, Any]:
+    """What is known of a workload; `records` are its own, of one device and thread count."""
+    first = records[0] if records else None
+    winner = first and database.best(
+        records,
+        workload=workload.key,
+        target=first.target,
+        device=first.device,
+        threads=first.threads,
+        versions={name: version(name) for name in KERNELS},
+    )
+    return {
+        "workload": workload.key,
+        "trials": sum(r.stage == "trial" for r in records),
+        "failed": sum(r.error is not None for r in records),
+        "kernel": winner and winner.kernel,
+        "config": winner and winner.config,
+        "time_s": winner and winner.time_s,
+        "default_ratio": winner and _default_ratio(workload, winner, records),
+        "flops": flops(workload),
+        "peak_flops": winner and winner.peak_flops,
+    }
+
+
+def _default_ratio(workload: Workload, winner: Record, records: Sequence[Record]) -> float | None:
+    """How many times longer the kernel's default config takes, both alone; None if unknown."""
+    device = machines(winner.target).DEVICES.get(winner.device)
+    own = [r for r in records if r.kernel_version == winner.kernel_version]
+    times = {database.canonical(config): time_s for config, time_s in database.history(own)}
+    best_s = times.get(database.canonical(winner.config))
+    if device is None or best_s is None:
+        return None
+    default = kernel(winner.kernel).space(workload, device).default
+    default_s = times.get(database.canonical(default))
+    return None if default_s is None else default_s / best_s

@@ -1,0 +1,266 @@
+"""Layers and a log in, more records out: the loop of search, build, measure and record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from kernels import KERNELS, kernel, kernels_for
+from kernels.space import Config, Space
+from kernels.version import version
+from kernels.workload import Workload, flops, parse
+from targets import machines
+from targets.target import Target
+from tune import database
+from tune.database import Record
+from tune.errors import SetupError, UsageError
+from tune.mobilenet import Layer
+from tune.pins import PINS, check_pins
+from tune.pipeline.records import Log, own
+from tune.plan import plan
+from tune.runners.local import FINAL, TRIAL, LocalRunner
+from tune.runners.protocol import Entry, Outcome
+from tune.scheduler import Task, choose
+from tune.search import expected_gain, propose
+from tune.transfer import similar
+
+TRIALS = {"quick": 24, "full": 96, "max": 1 << 30}  # a workload and kernel
+BATCH = 8
+FINALISTS = 6
+FINALS_SHARE = 0.2  # of the budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One finished measurement, and how the whole stands.
+
+    flops      operations of the workload
+    done       measurements of this run
+    best_s     of this workload so far, seconds, None until something ran
+    elapsed_s  of this run; left_s until its budget ends, None without one
+    """
+
+    record: Record
+    flops: int
+    done: int
+    best_s: float | None
+    elapsed_s: float
+    left_s: float | None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Search:
+    """The state of the search for one workload with one kernel."""
+
+    workload: Workload
+    kernel: str
+    weight: int
+    space: Space
+    size: int
+    seeds: list[Config]
+    history: list[tuple[Config, float | None]] = field(default_factory=list)
+
+    def best_s(self) -> float | None:
+        return min((time_s for _, time_s in self.history if time_s is not None), default=None)
+
+
+def tune(
+    layers: Sequence[Layer],
+    target: Target,
+    log: Log,
+    *,
+    threads: int,
+    budget_s: float | None = None,
+    trials: int | None = None,
+    effort: str = "full",
+    kernels: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Iterator[Progress]:
+    """Measure where the network can gain most, record by record, until budget, trials or gain end.
+
+    SetupError when this machine cannot run code for `target`, LogError when the log cannot be used.
+    """
+    check_pins()
+    if not machines(target.kind).can_run(target):
+        raise SetupError(
+            f"this CPU lacks instructions of {target.device}; expected a device it can run; "
+            f"leave --device out to tune for this machine"
+        )
+    start = time.monotonic()
+    searches = _searches(layers, target, log, threads, kernels)
+    done = 0
+    with LocalRunner(target, threads, builders=machines(target.kind).cores()) as runner:
+        recorder = _Recorder(
+            target=target, threads=threads, log=log, peak_flops=runner.peak_flops()
+        )
+
+        def left_s() -> float | None:
+            return None if budget_s is None else budget_s - (time.monotonic() - start)
+
+        def progress(record: Record, search: _Search) -> Progress:
+            return Progress(
+                record=record,
+                flops=flops(search.workload),
+                done=done,
+                best_s=search.best_s(),
+                elapsed_s=time.monotonic() - start,
+                left_s=left_s(),
+            )
+
+        while trials is None or done < trials:
+            left = left_s()
+            if left is not None and budget_s is not None and left < FINALS_SHARE * budget_s:
+                break
+            search = _next(searches, recorder.peak_flops, TRIALS[effort])
+            if search is None:
+                break
+            count = BATCH if trials is None else min(BATCH, trials - done)
+            configs = propose(
+                search.space, search.history, seed=seed, count=count, seeds=search.seeds
+            )
+            for outcome in runner.measure(search.workload, search.kernel, configs):
+                record = recorder.keep(search, "trial", outcome, TRIAL)
+                search.history.append((outcome.config, record.time_s))
+                done += 1
+                yield progress(record, search)
+
+        for rivals in _finalists(searches, log, target, threads):
+            left = left_s()
+            if left is not None and left <= 0:
+                break
+            choices = plan(layers, log.records(), target, threads)
+            network = [_entry(c.layer.workload, c.kernel, c.config) for c in choices]
+            entries = [_entry(search.workload, search.kernel, config) for search, config in rivals]
+            outcomes = runner.compete(network, entries)
+            for (search, _), outcome in zip(rivals, outcomes, strict=True):
+                yield progress(recorder.keep(search, "final", outcome, FINAL), search)
+
+
+def _entry(workload: Workload, name: str, config: Config) -> Entry:
+    return Entry(workload=workload, kernel=name, config=config)
+
+
+def _searches(
+    layers: Sequence[Layer],
+    target: Target,
+    log: Log,
+    threads: int,
+    only: Sequence[str] | None,
+) -> list[_Search]:
+    """What is to be searched, with what the log already knows. UsageError for unknown kernels."""
+    for name in only or ():
+        if name not in KERNELS:
+            raise UsageError(
+                f"kernel {name!r} is not known; expected one of {', '.join(KERNELS)}; "
+                f"leave --kernel out for all"
+            )
+    records = log.records()
+    counts: dict[Workload, int] = {}
+    for layer in layers:
+        counts[layer.workload] = counts.get(layer.workload, 0) + 1
+    searches = []
+    for workload, weight in counts.items():
+        for name in kernels_for(workload, target):
+            if only and name not in only:
+                continue
+            space = kernel(name).space(workload, target)
+            near = similar(records, workload, name, space, target=target, threads=threads)
+            mine = own(records, workload, name, target, threads)
+            searches.append(
+                _Search(
+                    workload=workload,
+                    kernel=name,
+                    weight=weight,
+                    space=space,
+                    size=sum(1 for _ in space),
+                    seeds=[config for config, _ in near],
+                    history=database.history(mine),
+                )
+            )
+    return searches
+
+
+def _next(searches: Sequence[_Search], peak_flops: float, most: int) -> _Search | None:
+    """The search where the network can gain most, None when none is worth its time."""
+    by_key = {f"{search.workload.key} {search.kernel}": search for search in searches}
+    tasks = []
+    for key, search in by_key.items():
+        tried = len({tuple(sorted(config.items())) for config, _ in search.history})
+        remaining = min(search.size, most) - tried
+        floor_s = flops(search.workload) / peak_flops
+        gain = expected_gain(search.history, space_size=search.size, floor_s=floor_s)
+        tasks.append(
+            Task(
+                key=key,
+                weight=search.weight,
+                best_s=search.best_s(),
+                trials=tried,
+                remaining=max(0, remaining),
+                gain=gain,
+            )
+        )
+    chosen = choose(tasks)
+    return None if chosen is None else by_key[chosen.key]
+
+
+def _finalists(
+    searches: Sequence[_Search], log: Log, target: Target, threads: int
+) -> list[list[tuple[_Search, Config]]]:
+    """Of each workload the few fastest, if there are several and not all have met before."""
+    records = [record for record in log.records() if record.stage == "final"]
+    finals = []
+    for key in dict.fromkeys(search.workload.key for search in searches):
+        ranked = sorted(
+            (
+                (time_s, index, config)
+                for index, search in enumerate(searches)
+                if search.workload.key == key
+                for config, time_s in search.history
+                if time_s is not None
+            ),
+            key=lambda entry: entry[:2],
+        )
+        rivals = [(searches[index], config) for _, index, config in ranked[:FINALISTS]]
+        met = [
+            (name, record.config)
+            for name in {search.kernel for search, _ in rivals}
+            for record in own(records, parse(key), name, target, threads)
+        ]
+        fresh = [config for search, config in rivals if (search.kernel, config) not in met]
+        if fresh and len(rivals) > 1:
+            finals.append(rivals)
+    return finals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recorder:
+    """Turns outcomes into records, in the log before anybody sees them."""
+
+    target: Target
+    threads: int
+    log: Log
+    peak_flops: float
+
+    def keep(self, search: _Search, stage: str, outcome: Outcome, protocol: Any) -> Record:
+        record = Record(
+            workload=search.workload.key,
+            kernel=search.kernel,
+            kernel_version=version(search.kernel),
+            config=outcome.config,
+            target=self.target.kind,
+            device=self.target.device,
+            threads=self.threads,
+            stage=stage,
+            seconds=outcome.seconds,
+            error=outcome.error,
+            checked=outcome.checked,
+            peak_flops=self.peak_flops,
+            protocol=asdict(protocol),
+            tvm=PINS["apache-tvm"],
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        database.append(self.log.path, [record])
+        return record
