@@ -16,18 +16,19 @@ PROBES: tuple[Workload, ...] = (
     Pointwise(N=1, H=9, W=11, Ci=64, Co=40),
     Head(N=1, H=3, W=3, Ci=24, Co=10),
 )
-PROBE_DEVICE = ("x86", "x86-64-v3")
+PROBE_DEVICES = {"x86": "x86-64-v3", "arm64": "cortex-a76"}
 
 
 @cache
-def version(name: str) -> str:
-    """Twelve hex digits that change when the code the kernel generates for its probes does.
+def version(name: str, kind: str) -> str:
+    """Twelve hex digits that change when what the kernel lowers its probes to does.
 
-    The first, middle and last config of each probe's space are lowered, on a device of their own,
+    kind  of machine; a schedule for one may change without that for another
+
+    The first, middle and last config of each probe's space are lowered, for a device of their own,
     so that the version is the same on every machine.
     """
-    kind, device = PROBE_DEVICE
-    target = machines(kind).DEVICES[device]
+    target = machines(kind).DEVICES[PROBE_DEVICES[kind]]
     digest = hashlib.sha256()
     for probe in PROBES:
         if name in kernels_for(probe, target):

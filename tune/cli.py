@@ -83,6 +83,7 @@ def _build(options: argparse.Namespace) -> None:
         seed=options.seed,
         output=options.output,
         require_tuned=options.require_tuned,
+        allow_estimates=options.allow_estimates,
     )
     print(plan_summary(manifest))
     print(f"library: {options.output}")
@@ -221,6 +222,9 @@ def _parser() -> argparse.ArgumentParser:
     build = verbs.add_parser("build", parents=[where, which, output], help="write the .so")
     build.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
     build.add_argument("--require-tuned", action="store_true", help="fail if a layer has no record")
+    build.add_argument(
+        "--allow-estimates", action="store_true", help="with --require-tuned, count estimates, too"
+    )
     build.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.so")
     build.set_defaults(verb=_build)
 

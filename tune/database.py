@@ -21,6 +21,7 @@ from tune.errors import LogError
 
 FORMAT = 1
 STAGES = ("trial", "final")
+ESTIMATORS = ("instructions", "mca")  # the one that knows more first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +134,12 @@ def best(
     device: str,
     threads: int,
     versions: Mapping[str, str],
+    estimator: str | None = None,
 ) -> Record | None:
     """The record of the fastest config measured right there with a present kernel, or None.
 
-    versions  the present version of each kernel that may win
+    versions   the present version of each kernel that may win
+    estimator  whose estimates are compared instead of measurements
 
     A config's time is the median of all its finals' samples, since a single trial may be luck;
     only where nothing reached the finals, of its trials. Of the winner's records the one nearest
@@ -148,7 +151,7 @@ def best(
         if (record.workload, record.target, record.device) == (workload, target, device)
         and record.threads == threads
         and versions.get(record.kernel) == record.kernel_version
-        and record.estimator is None
+        and record.estimator == estimator
         and record.checked
         and record.seconds
     ]

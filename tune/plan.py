@@ -9,7 +9,7 @@ from kernels import kernel, kernels_for
 from kernels.space import Config
 from kernels.version import version
 from targets.target import Target
-from tune.database import Record, best
+from tune.database import ESTIMATORS, Record, best
 from tune.errors import GateError
 from tune.mobilenet import Layer
 from tune.transfer import similar
@@ -20,9 +20,10 @@ class Choice:
     """How one layer is computed, and why so.
 
     why     measured     the fastest on this device with so many threads
+            estimated    thought the fastest on this device, which did not measure
             transferred  won on another device, thread count or shape, and was carried over
             default      nothing of the kind was ever measured
-    time_s  seconds as recorded, None unless measured
+    time_s  seconds as recorded, None unless measured or estimated
     record  where the config comes from, None for a default
     """
 
@@ -64,23 +65,26 @@ def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: in
             f"layer {layer.name} ({workload.key}): no kernel computes it on {target.kind}; "
             f"expected one that supports it; see kernels/__init__.py for what there is"
         )
-    winner = best(
-        records,
-        workload=workload.key,
-        target=target.kind,
-        device=target.device,
-        threads=threads,
-        versions={name: version(name) for name in names},
-    )
-    if winner is not None and winner.config in kernel(winner.kernel).space(workload, target):
-        return Choice(
-            layer=layer,
-            kernel=winner.kernel,
-            config=winner.config,
-            why="measured",
-            time_s=winner.time_s,
-            record=winner,
+    versions = {name: version(name, target.kind) for name in names}
+    for why, estimator in (("measured", None), *(("estimated", name) for name in ESTIMATORS)):
+        winner = best(
+            records,
+            workload=workload.key,
+            target=target.kind,
+            device=target.device,
+            threads=threads if estimator is None else 1,
+            versions=versions,
+            estimator=estimator,
         )
+        if winner is not None and winner.config in kernel(winner.kernel).space(workload, target):
+            return Choice(
+                layer=layer,
+                kernel=winner.kernel,
+                config=winner.config,
+                why=why,
+                time_s=winner.time_s,
+                record=winner,
+            )
     for name in names:
         space = kernel(name).space(workload, target)
         near = similar(records, workload, name, space, target=target, threads=threads, limit=1)

@@ -19,6 +19,7 @@ COMPARISON_COLUMNS = (
 # Why a layer is computed as it is -> what the user should know of it.
 WHYS = {
     "measured": "",
+    "estimated": "an estimator chose, no clock; tune on the device",
     "transferred": "configs from other shapes, devices or thread counts; tune to have its own",
     "default": "never measured anywhere; tune to make these layers fast",
 }
@@ -69,7 +70,7 @@ def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{rate / row['peak_flops']:.0%}" if row["peak_flops"] else "",
                 f"{row['default_ratio']:.2f}" if row["default_ratio"] else "",
             ]
-        place = f"{row['device']}/{row['threads']}" if named else None
+        place = f"{row['device']}/{row['estimator'] or row['threads']}" if named else None
         lines.append(tuple(cells) if place is None else (place, *cells))
     table = "\n".join(_aligned(lines, left=3 if named else 2))
     if named or any(row["time_s"] is None for row in rows):

@@ -26,11 +26,11 @@ def similar(
 
     Each is carried over to `space` and stands beside the record it comes from; nearest first.
     """
-    winners: dict[tuple[str, str, int], Record] = {}
+    winners: dict[tuple[str, str, int, str | None], Record] = {}
     for record in records:
         if record.kernel != kernel or record.target != target.kind or record.time_s is None:
             continue
-        place = (record.workload, record.device, record.threads)
+        place = (record.workload, record.device, record.threads, record.estimator)
         known = winners.get(place)
         if known is None or _rank(record) < _rank(known):
             winners[place] = record
@@ -38,6 +38,7 @@ def similar(
     def distance(record: Record) -> tuple[float, str]:
         away = _distance(workload, parse(record.workload))
         away += 0.5 * (record.device != target.device) + 0.25 * (record.threads != threads)
+        away += 0.25 * (record.estimator is not None)
         return away, record.workload
 
     found: list[tuple[Config, Record]] = []

@@ -32,17 +32,20 @@ def build(
     seed: int,
     output: Path,
     require_tuned: bool = False,
+    allow_estimates: bool = False,
 ) -> dict[str, Any]:
     """Write the library at `output` and its manifest, which is returned. Measures nothing.
 
     weights  a checkpoint; None takes the ImageNet one where it fits the model, else random ones
-    GateError, naming the layers, when `require_tuned` and some have no record of their own.
+    GateError, naming the layers, when `require_tuned` and some have no record of their own, which
+    an estimate is only with `allow_estimates`.
     """
     check_pins()
     if output.suffix != ".so":
         raise UsageError(f"output {output} is no .so; expected a name such as mobilenet_v1.so")
     choices = plan(model.layers, log.records(missing_ok=not require_tuned), target, threads)
-    _require(choices, require_tuned, log)
+    if require_tuned:
+        _require(choices, ("measured", "estimated") if allow_estimates else ("measured",), log)
     folded = fold(weights_of(model, weights, seed), model)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -82,10 +85,11 @@ def weights_of(model: MobileNet, path: Path | None, seed: int) -> Weights:
     return weights_module.read(source, model)
 
 
-def _require(choices: Sequence[Choice], tuned: bool, log: Log) -> None:
-    lacking = [choice.layer.name for choice in choices if choice.why != "measured"]
-    if tuned and lacking:
+def _require(choices: Sequence[Choice], enough: Sequence[str], log: Log) -> None:
+    """GateError, naming the layers, unless every choice is made for one of the reasons `enough`."""
+    lacking = [choice.layer.name for choice in choices if choice.why not in enough]
+    if lacking:
         raise GateError(
-            f"no record for {', '.join(lacking)} in {log.path}; expected one of each layer, made "
-            f"on this device with these threads; run: python -m tune run"
+            f"no record for {', '.join(lacking)} in {log.path}; expected one of each layer, "
+            f"{' or '.join(enough)} on this device with these threads; run: python -m tune run"
         )

@@ -47,22 +47,34 @@ class Log:
 
 
 def own(
-    records: Sequence[Record], workload: Workload, name: str, target: Target, threads: int
+    records: Sequence[Record],
+    workload: Workload,
+    name: str,
+    target: Target,
+    threads: int,
+    estimator: str | None = None,
 ) -> list[Record]:
-    """Records of exactly this: kernel in its present version, device and threads, measured."""
+    """Records of exactly this: kernel in its present version, device and threads, measured or,
+    with `estimator`, estimated by it.
+    """
     return [
         record
         for record in records
         if record.workload == workload.key
-        and (record.kernel, record.kernel_version) == (name, version(name))
+        and (record.kernel, record.kernel_version) == (name, version(name, target.kind))
         and (record.target, record.device) == (target.kind, target.device)
         and record.threads == threads
-        and record.estimator is None
+        and record.estimator == estimator
     ]
 
 
 def winners(
-    layers: Sequence[Layer], target: Target, log: Log, *, threads: int
+    layers: Sequence[Layer],
+    target: Target,
+    log: Log,
+    *,
+    threads: int,
+    estimator: str | None = None,
 ) -> list[dict[str, Any]]:
     """One row a distinct workload: its best record, beside the default config where that ran."""
     records = log.records()
@@ -72,25 +84,31 @@ def winners(
     rows = []
     for workload, weight in counts.items():
         names = kernels_for(workload, target)
-        own = [r for name in names for r in own(records, workload, name, target, threads)]
-        rows.append({"layers": weight} | _row(workload, own))
+        mine = [
+            record
+            for name in names
+            for record in own(records, workload, name, target, threads, estimator)
+        ]
+        rows.append({"layers": weight} | _row(workload, mine))
     return rows
 
 
 def show(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """One row for each workload, device and thread count of a log, and the unreadable lines."""
+    """One row for each workload, device, thread count and estimator; the unreadable lines."""
     contents = database.read(path)
-    groups: dict[tuple[str, str, int], list[Record]] = {}
+    groups: dict[tuple[str, str, int, str], list[Record]] = {}
     for record in contents.records:
-        groups.setdefault((record.device, record.workload, record.threads), []).append(record)
+        place = (record.device, record.workload, record.threads, record.estimator or "")
+        groups.setdefault(place, []).append(record)
     rows = []
-    for (device, key, threads), found in sorted(groups.items(), key=lambda item: item[0]):
-        rows.append({"device": device, "threads": threads} | _row(parse(key), found))
+    for (device, key, threads, estimator), found in sorted(groups.items(), key=lambda g: g[0]):
+        where = {"device": device, "threads": threads, "estimator": estimator or None}
+        rows.append(where | _row(parse(key), found))
     return rows, contents.skipped
 
 
 def _row(workload: Workload, records: Sequence[Record]) -> dict[str, Any]:
-    """What is known of a workload; `records` are its own, of one device and thread count."""
+    """What is known of a workload; `records` are its own, of one place and estimator."""
     first = records[0] if records else None
     winner = first and database.best(
         records,
@@ -98,7 +116,8 @@ def _row(workload: Workload, records: Sequence[Record]) -> dict[str, Any]:
         target=first.target,
         device=first.device,
         threads=first.threads,
-        versions={name: version(name) for name in KERNELS},
+        versions={name: version(name, first.target) for name in KERNELS},
+        estimator=first.estimator,
     )
     return {
         "workload": workload.key,

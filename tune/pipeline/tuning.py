@@ -248,7 +248,7 @@ class _Recorder:
         record = Record(
             workload=search.workload.key,
             kernel=search.kernel,
-            kernel_version=version(search.kernel),
+            kernel_version=version(search.kernel, self.target.kind),
             config=outcome.config,
             target=self.target.kind,
             device=self.target.device,
