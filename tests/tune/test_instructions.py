@@ -1,0 +1,109 @@
+"""Candidates judged by executed instructions: exact, repeatable, and only when they are right."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels import kernel
+from kernels.workload import Depthwise, Pointwise, flops
+from targets.arm64 import DEVICES
+from tune.emulator import qemu
+from tune.emulator.instrument import GuestFailed, GuestTimeout, Instrument
+from tune.errors import SetupError
+from tune.runners import instructions
+from tune.runners.instructions import INSTRUCTIONS_PER_S, InstructionRunner
+
+TARGET = DEVICES["cortex-a76"]
+POINTWISE = Pointwise(N=1, H=7, W=7, Ci=64, Co=64)
+DEPTHWISE = Depthwise(N=1, Hi=14, Wi=14, C=32, stride=2, pad=(0, 1, 0, 1))
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[InstructionRunner]:
+    if shutil.which(qemu.PROGRAM) is None and os.environ.get("CI") != "true":
+        pytest.skip(f"counting instructions needs {qemu.PROGRAM}")
+    with InstructionRunner(TARGET, workers=2) as runner:
+        yield runner
+
+
+@pytest.mark.parametrize(
+    ("name", "workload"),
+    [("te.pointwise", POINTWISE), ("te.depthwise", DEPTHWISE)],
+    ids=["pointwise", "depthwise"],
+)
+def test_counts_are_whole_repeatable_and_above_the_floor(
+    runner: InstructionRunner, name: str, workload: Pointwise | Depthwise
+) -> None:
+    config = kernel(name).space(workload, TARGET).default
+    first, second = runner.measure(workload, name, [config, config])
+    assert first.checked
+    assert first.error is None
+    assert first == second
+    count = first.seconds[0] * INSTRUCTIONS_PER_S
+    assert count == pytest.approx(round(count), abs=1e-3)
+    assert flops(workload) / runner.peak_flops() < first.seconds[0]
+
+
+def test_outcomes_come_in_the_order_of_their_configs(runner: InstructionRunner) -> None:
+    space = kernel("te.pointwise").space(POINTWISE, TARGET)
+    configs = [config for config, _ in zip(space, range(5), strict=False)]
+    outcomes = list(runner.measure(POINTWISE, "te.pointwise", configs))
+    assert [outcome.config for outcome in outcomes] == configs
+    assert len({outcome.seconds for outcome in outcomes}) > 1
+
+
+def test_a_wrong_result_has_no_count(
+    runner: InstructionRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = kernel("te.pointwise")
+
+    def pack(*arguments: Any) -> Any:
+        wt, bias = real.pack(*arguments)
+        return wt, bias + np.float32(0.01)
+
+    monkeypatch.setattr(instructions, "kernel", lambda _: SimpleNamespace(pack=pack))
+    config = real.space(POINTWISE, TARGET).default
+    (outcome,) = runner.measure(POINTWISE, "te.pointwise", [config])
+    assert outcome.seconds == ()
+    assert not outcome.checked
+    assert outcome.error is not None
+    assert outcome.error.startswith("wrong: output")
+
+
+def test_what_cannot_be_built_is_a_result(runner: InstructionRunner) -> None:
+    (outcome,) = runner.measure(POINTWISE, "te.pointwise", [{"BLOCK_P": 0}])
+    assert outcome.error is not None
+    assert outcome.error.startswith("compile: ")
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (GuestFailed("SIGSEGV"), "run: SIGSEGV"),
+        (GuestTimeout("no end after 60 s"), "timeout: no end after 60 s"),
+    ],
+    ids=["crash", "hang"],
+)
+def test_a_candidate_that_fails_is_a_result(
+    runner: InstructionRunner, monkeypatch: pytest.MonkeyPatch, failure: Exception, error: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(Instrument, "kernel", fail)
+    config = kernel("te.pointwise").space(POINTWISE, TARGET).default
+    (outcome,) = runner.measure(POINTWISE, "te.pointwise", [config])
+    assert (outcome.seconds, outcome.error) == ((), error)
+
+
+def test_without_an_emulator_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SetupError, match=qemu.PROGRAM):
+        InstructionRunner(TARGET, workers=1)
