@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from targets import arm64
 from tune.emulator import qemu
 from tune.emulator.cache import cache, once
 from tune.emulator.guest import Guest, guest, unpack_debian, unpack_wheels
@@ -22,9 +23,6 @@ from tune.emulator.instrument import (
     instrument,
 )
 from tune.errors import SetupError
-
-CROSS = "aarch64-linux-gnu-g++"
-TOOLS = (qemu.PROGRAM, CROSS, "apt-get", "dpkg-deb")
 
 # Two instructions a round, and marks around 1,000 and around 2,000 rounds.
 LOOPS = r"""
@@ -47,14 +45,13 @@ CALLED = "int __tvm_ffi_main(void *self, const void *arguments, int count, void 
 
 @pytest.fixture(scope="module")
 def machine() -> Instrument:
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if missing and os.environ.get("CI") != "true":
-        pytest.skip(f"the emulated machine needs {', '.join(missing)}")
-    return instrument(guest(), [CROSS])
+    if shutil.which(qemu.PROGRAM) is None and os.environ.get("CI") != "true":
+        pytest.skip(f"the emulated machine needs {qemu.PROGRAM}")
+    return instrument(guest(), arm64.linker() or ())
 
 
 def build(source: str, output: Path, *options: str) -> Path:
-    command = [CROSS, "-O1", "-x", "c", "-", *options, "-o", str(output)]
+    command = [*(arm64.linker() or ()), "-O1", "-x", "c", "-", *options, "-o", str(output)]
     subprocess.run(command, input=source.encode(), check=True)
     return output
 

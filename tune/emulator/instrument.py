@@ -84,7 +84,6 @@ class Instrument:
         try:
             done = subprocess.run(
                 command,
-                cwd=folder,  # where QEMU leaves a core dump
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=timeout_s,
