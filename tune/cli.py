@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from targets import TARGETS
+from targets.target import Endpoint
+from tune.database import ESTIMATORS
 from tune.errors import SeptuneError, UsageError
 
 if TYPE_CHECKING:
@@ -46,24 +48,28 @@ def _run(options: argparse.Namespace) -> None:
     from tune import pipeline
     from tune.report import progress_line, tuning_table
 
-    target, log = _target(options), _log(options)
+    target = _target(options)
+    log = pipeline.Log.at(options.log, target)
     live = sys.stderr.isatty()
+    threads = 1 if options.estimator else _threads(options)
     for event in pipeline.tune(
         _model(options).layers,
         target,
         log,
-        threads=_threads(options),
+        site=_site(options),
         budget_s=options.budget,
         trials=options.trials,
         effort=options.effort,
         kernels=options.kernel,
         seed=options.seed,
     ):
-        line = progress_line(event)
+        line, threads = progress_line(event), event.record.threads
         print(f"\r\x1b[K{line[:100]}" if live else line, end="" if live else "\n", file=sys.stderr)
     if live:
         print(file=sys.stderr)
-    rows = pipeline.winners(_model(options).layers, target, log, threads=_threads(options))
+    rows = pipeline.winners(
+        _model(options).layers, target, log, threads=threads, estimator=options.estimator
+    )
     print(tuning_table(rows))
     print(f"log: {log.path}")
     _write_json(options, rows)
@@ -77,7 +83,7 @@ def _build(options: argparse.Namespace) -> None:
     manifest = pipeline.build(
         _model(options),
         target,
-        _log(options),
+        pipeline.Log.at(options.log, target),
         threads=_threads(options),
         weights=options.weights,
         seed=options.seed,
@@ -103,10 +109,11 @@ def _bench(options: argparse.Namespace) -> None:
     from tune import pipeline
     from tune.report import comparison_table
 
+    target = _target(options)
     comparison = pipeline.bench(
         _model(options),
-        _target(options),
-        _log(options),
+        target,
+        pipeline.Log.at(options.log, target),
         threads=_threads(options),
         weights=options.weights,
         seed=options.seed,
@@ -136,26 +143,37 @@ def _show_log(options: argparse.Namespace) -> None:
 
 
 def _target(options: argparse.Namespace) -> Target:
-    """The machine asked for: a known device by name, else this one."""
+    """The machine asked for: a known device by name, else the board's own, else this one."""
     from targets import machines
 
     kind = machines(options.target)
-    if options.device is None:
-        host: Target = kind.host()
-        return host
-    if options.device not in kind.DEVICES:
-        raise UsageError(
-            f"device {options.device!r} is not known; expected one of {', '.join(kind.DEVICES)}; "
-            f"leave --device out for this machine"
-        )
-    device: Target = kind.DEVICES[options.device]
+    device: Target
+    if options.device is not None:
+        if options.device not in kind.DEVICES:
+            raise UsageError(
+                f"device {options.device!r} is not known; expected one of "
+                f"{', '.join(kind.DEVICES)}; leave --device out for this machine"
+            )
+        device = kind.DEVICES[options.device]
+    elif options.rpc is not None:
+        from tune.runners.rpc import device_at
+
+        device = device_at(options.target, options.rpc, key=options.rpc_key)
+    else:
+        device = kind.host()
     return device
 
 
-def _log(options: argparse.Namespace) -> Any:
-    from tune.pipeline import Log
+def _site(options: argparse.Namespace) -> Any:
+    from tune.pipeline import Site
 
-    return Log.at(options.log, _target(options))
+    return Site(
+        endpoint=options.rpc,
+        key=options.rpc_key,
+        estimator=options.estimator,
+        threads=options.threads,
+        notice=lambda line: print(f"septune: {line}", file=sys.stderr),
+    )
 
 
 def _threads(options: argparse.Namespace) -> int:
@@ -217,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--kernel", action="append", metavar="NAME", help="only this kernel; repeatable"
     )
+    run.add_argument("--estimator", choices=ESTIMATORS, help="judge by this instead of a clock")
     run.set_defaults(verb=_run)
 
     build = verbs.add_parser("build", parents=[where, which, output], help="write the .so")
@@ -266,6 +285,12 @@ def _where() -> _Parser:
     options = _Parser(add_help=False)
     options.add_argument("--target", choices=tuple(TARGETS), default="x86")
     options.add_argument("--device", metavar="NAME", help="a known machine; default: this one")
+    options.add_argument(
+        "--rpc", type=_endpoint, metavar="HOST:PORT", help="a board, or a tracker of boards"
+    )
+    options.add_argument(
+        "--rpc-key", default="", metavar="KEY", help="all boards that serve it at the tracker"
+    )
     options.add_argument("--threads", type=_count, metavar="N", help="default: all cores")
     options.add_argument(
         "--log",
@@ -311,6 +336,13 @@ def _duration(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; expected e.g. 90s, 5m or 1h")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _endpoint(text: str) -> Endpoint:
+    try:
+        return Endpoint.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _names(text: str) -> tuple[str, ...]:

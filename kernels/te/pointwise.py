@@ -57,7 +57,8 @@ def space(workload: Pointwise, target: Target) -> Space:
     rows = tuple(sorted({rows for rows, _ in tiles}))
     columns = tuple(sorted({columns for _, columns in tiles}))
     counts = tuple(sorted(set().union(*chunks.values())))
-    widest = max(tiles, key=lambda tile: tile[0] * tile[1])
+    # The largest tile, and of several the squarest, which loads least.
+    widest = max(tiles, key=lambda tile: (tile[0] * tile[1], tile[1]))
     # Where a factor may be a lane, steps come in whole vectors of channels.
     steps = (1, 4, 8, 16) if target.limits.lane_operand else (1, 2, 4)
     unrolls = tuple(count for count in steps if workload.Ci % count == 0)
@@ -67,7 +68,7 @@ def space(workload: Pointwise, target: Target) -> Space:
             Knob("BLOCK_P", rows, widest[0]),
             Knob("BLOCK_CO", columns, widest[1]),
             Knob("CHUNK", counts, max(chunks[widest[0]])),
-            Knob("UNROLL_CI", unrolls, 1),
+            Knob("UNROLL_CI", unrolls, max(count for count in unrolls if count <= 4)),
             Knob("PREFETCH", (0, *bursts), 0),
         ),
         constraints=(
@@ -128,16 +129,21 @@ def _pixels(workload: Pointwise) -> int:
 def _register_tiles(workload: Pointwise, target: Target) -> tuple[tuple[int, int], ...]:
     """(pixels, channels) of tiles whose accumulators take from half to nearly all registers.
 
-    Some stay free for a row of weights and a pixel, or the loop would spill. Of the heights and
-    widths that do, only those that leave hardly any part of the last tile empty.
+    The others hold a row of weights and a pixel, or the loop would spill; where factors are lanes,
+    a vector of each pixel. Of the heights and widths that fit, only those that leave hardly any
+    part of the last tile empty.
     """
     width = lanes(target, workload.dtype, workload.Co)
-    accumulators, pixels = target.limits.vector_registers - FREE_REGISTERS, _pixels(workload)
+    registers, pixels = target.limits.vector_registers, _pixels(workload)
     tiles: list[tuple[int, int]] = []
-    for columns in _covering(workload.Co, [width * vectors for vectors in (1, 2, 3, 4, 6)]):
-        tallest = min(accumulators * width // columns, pixels)
+    for vectors in _covering(blocks(workload.Co, width), (1, 2, 3, 4, 6)):
+        if target.limits.lane_operand:
+            tallest = (registers - vectors) // (vectors + 1)
+        else:
+            tallest = (registers - FREE_REGISTERS) // vectors
+        tallest = min(tallest, pixels)
         heights = _covering(pixels, range(max(1, tallest // 2), tallest + 1))
-        tiles += [(rows, columns) for rows in heights]
+        tiles += [(rows, width * vectors) for rows in heights]
     return tuple(tiles)
 
 

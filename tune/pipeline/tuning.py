@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +14,7 @@ from kernels.space import Config, Space
 from kernels.version import version
 from kernels.workload import Workload, flops, parse
 from targets import machines
-from targets.target import Target
+from targets.target import Endpoint, Target
 from tune import database
 from tune.database import Record
 from tune.errors import SetupError, UsageError
@@ -21,8 +22,8 @@ from tune.mobilenet import Layer
 from tune.pins import PINS, check_pins
 from tune.pipeline.records import Log, own
 from tune.plan import plan
-from tune.runners.local import FINAL, TRIAL, LocalRunner
-from tune.runners.protocol import Entry, Outcome
+from tune.runners.local import LocalRunner
+from tune.runners.protocol import Entry, Outcome, Runner
 from tune.scheduler import Task, choose
 from tune.search import expected_gain, propose
 from tune.transfer import similar
@@ -31,6 +32,23 @@ TRIALS = {"quick": 24, "full": 96, "max": 1 << 30}  # a workload and kernel
 BATCH = 8
 FINALISTS = 6
 FINALS_SHARE = 0.2  # of the budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where candidates are judged: on this machine unless it says otherwise.
+
+    endpoint   a board's RPC server, or the tracker of several that serve `key`
+    estimator  what counts instead of a clock
+    threads    that a candidate computes on; None is one a core
+    notice     is told, in a line, when a board is lost, dropped or another than thought
+    """
+
+    endpoint: Endpoint | None = None
+    key: str = ""
+    estimator: str | None = None
+    threads: int | None = None
+    notice: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +90,7 @@ def tune(
     target: Target,
     log: Log,
     *,
-    threads: int,
+    site: Site,
     budget_s: float | None = None,
     trials: int | None = None,
     effort: str = "full",
@@ -81,21 +99,20 @@ def tune(
 ) -> Iterator[Progress]:
     """Measure where the network can gain most, record by record, until budget, trials or gain end.
 
-    SetupError when this machine cannot run code for `target`, LogError when the log cannot be used.
+    SetupError when code for `target` cannot run there, LogError when the log cannot be used.
     """
     check_pins()
-    if not machines(target.kind).can_run(target):
-        raise SetupError(
-            f"this CPU lacks instructions of {target.device}; expected a device it can run; "
-            f"leave --device out to tune for this machine"
-        )
     start = time.monotonic()
-    searches = _searches(layers, target, log, threads, kernels)
     done = 0
-    with LocalRunner(target, threads, builders=machines(target.kind).cores()) as runner:
+    with runner_at(site, target) as runner:
         recorder = _Recorder(
-            target=target, threads=threads, log=log, peak_flops=runner.peak_flops()
+            target=target,
+            threads=runner.threads,
+            estimator=site.estimator,
+            log=log,
+            peak_flops=runner.peak_flops(),
         )
+        searches = _searches(layers, recorder, kernels)
 
         def left_s() -> float | None:
             return None if budget_s is None else budget_s - (time.monotonic() - start)
@@ -122,21 +139,48 @@ def tune(
                 search.space, search.history, seed=seed, count=count, seeds=search.seeds
             )
             for outcome in runner.measure(search.workload, search.kernel, configs):
-                record = recorder.keep(search, "trial", outcome, TRIAL)
+                record = recorder.keep(search, "trial", outcome, runner.trial)
                 search.history.append((outcome.config, record.time_s))
                 done += 1
                 yield progress(record, search)
 
-        for rivals in _finalists(searches, log, target, threads):
+        for rivals in _finalists(searches, recorder):
             left = left_s()
             if left is not None and left <= 0:
                 break
-            choices = plan(layers, log.records(), target, threads)
+            choices = plan(layers, log.records(), target, runner.threads)
             network = [_entry(c.layer.workload, c.kernel, c.config) for c in choices]
             entries = [_entry(search.workload, search.kernel, config) for search, config in rivals]
             outcomes = runner.compete(network, entries)
-            for (search, _), outcome in zip(rivals, outcomes, strict=True):
-                yield progress(recorder.keep(search, "final", outcome, FINAL), search)
+            for (search, _), outcome in zip(rivals, outcomes, strict=False):
+                yield progress(recorder.keep(search, "final", outcome, runner.final), search)
+
+
+def runner_at(site: Site, target: Target) -> Runner:
+    """What measures there. SetupError when code for `target` cannot run there."""
+    cores = os.cpu_count() or 1
+    if site.estimator == "instructions":
+        from tune.runners.instructions import InstructionRunner
+
+        return InstructionRunner(target, workers=cores)
+    if site.endpoint is not None:
+        from tune.runners.rpc import RpcRunner
+
+        return RpcRunner(
+            target,
+            site.endpoint,
+            key=site.key,
+            threads=site.threads,
+            builders=cores,
+            notice=site.notice,
+        )
+    machine = machines(target.kind)
+    if not machine.can_run(target):
+        raise SetupError(
+            f"this CPU cannot run code for {target.device}; expected a device of its own kind, a "
+            f"board, or an estimator; leave --device out, or pass --rpc or --estimator"
+        )
+    return LocalRunner(target, site.threads or machine.cores(), builders=cores)
 
 
 def _entry(workload: Workload, name: str, config: Config) -> Entry:
@@ -144,11 +188,7 @@ def _entry(workload: Workload, name: str, config: Config) -> Entry:
 
 
 def _searches(
-    layers: Sequence[Layer],
-    target: Target,
-    log: Log,
-    threads: int,
-    only: Sequence[str] | None,
+    layers: Sequence[Layer], recorder: _Recorder, only: Sequence[str] | None
 ) -> list[_Search]:
     """What is to be searched, with what the log already knows. UsageError for unknown kernels."""
     for name in only or ():
@@ -157,7 +197,7 @@ def _searches(
                 f"kernel {name!r} is not known; expected one of {', '.join(KERNELS)}; "
                 f"leave --kernel out for all"
             )
-    records = log.records()
+    target, records = recorder.target, recorder.log.records()
     counts: dict[Workload, int] = {}
     for layer in layers:
         counts[layer.workload] = counts.get(layer.workload, 0) + 1
@@ -167,8 +207,7 @@ def _searches(
             if only and name not in only:
                 continue
             space = kernel(name).space(workload, target)
-            near = similar(records, workload, name, space, target=target, threads=threads)
-            mine = own(records, workload, name, target, threads)
+            near = similar(records, workload, name, space, target=target, threads=recorder.threads)
             searches.append(
                 _Search(
                     workload=workload,
@@ -177,7 +216,7 @@ def _searches(
                     space=space,
                     size=sum(1 for _ in space),
                     seeds=[config for config, _ in near],
-                    history=database.history(mine),
+                    history=database.history(recorder.own(records, workload, name)),
                 )
             )
     return searches
@@ -207,10 +246,10 @@ def _next(searches: Sequence[_Search], peak_flops: float, most: int) -> _Search 
 
 
 def _finalists(
-    searches: Sequence[_Search], log: Log, target: Target, threads: int
+    searches: Sequence[_Search], recorder: _Recorder
 ) -> list[list[tuple[_Search, Config]]]:
     """Of each workload the few fastest, if there are several and not all have met before."""
-    records = [record for record in log.records() if record.stage == "final"]
+    records = [record for record in recorder.log.records() if record.stage == "final"]
     finals = []
     for key in dict.fromkeys(search.workload.key for search in searches):
         ranked = sorted(
@@ -227,7 +266,7 @@ def _finalists(
         met = [
             (name, record.config)
             for name in {search.kernel for search, _ in rivals}
-            for record in own(records, parse(key), name, target, threads)
+            for record in recorder.own(records, parse(key), name)
         ]
         fresh = [config for search, config in rivals if (search.kernel, config) not in met]
         if fresh and len(rivals) > 1:
@@ -241,8 +280,13 @@ class _Recorder:
 
     target: Target
     threads: int
+    estimator: str | None
     log: Log
     peak_flops: float
+
+    def own(self, records: Sequence[Record], workload: Workload, kernel: str) -> list[Record]:
+        """Those made as this one makes them."""
+        return own(records, workload, kernel, self.target, self.threads, self.estimator)
 
     def keep(self, search: _Search, stage: str, outcome: Outcome, protocol: Any) -> Record:
         record = Record(
@@ -257,6 +301,7 @@ class _Recorder:
             seconds=outcome.seconds,
             error=outcome.error,
             checked=outcome.checked,
+            estimator=self.estimator,
             peak_flops=self.peak_flops,
             protocol=asdict(protocol),
             tvm=PINS["apache-tvm"],

@@ -22,7 +22,7 @@ from targets.target import Target
 from tune.builder import build, linker
 from tune.emulator.guest import guest
 from tune.emulator.instrument import CALLS, GuestFailed, GuestTimeout, instrument
-from tune.runners.protocol import Outcome
+from tune.runners.protocol import Entry, Outcome
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 from tune.verify import case, difference
 
@@ -44,6 +44,10 @@ class Protocol:
 
 class InstructionRunner:
     """Builds and counts `workers` candidates at a time, each on one emulated thread."""
+
+    trial = Protocol()
+    final = Protocol()
+    threads = 1
 
     def __init__(self, target: Target, workers: int) -> None:
         """SetupError when the emulator, its packages or a compiler cannot be had."""
@@ -68,28 +72,26 @@ class InstructionRunner:
         self, workload: Workload, kernel: str, configs: Sequence[Config]
     ) -> Iterator[Outcome]:
         """One outcome a config, in their order; its one sample is the count in nominal seconds."""
-        yield from self.compete(workload, [(kernel, config) for config in configs])
-
-    def compete(
-        self, workload: Workload, rivals: Sequence[tuple[str, Config]]
-    ) -> Iterator[Outcome]:
-        """One outcome a rival (kernel, config), in their order."""
         case(workload)  # once, before all threads ask for it
         idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:
             idle.put(worker)
 
-        def judge(number: int, name: str, config: Config) -> Outcome:
+        def judge(number: int, config: Config) -> Outcome:
             worker = idle.get()
             library = Path(self._folder.name) / f"{number}.so"
             try:
-                return self._judge(worker, workload, name, config, library)
+                return self._judge(worker, workload, kernel, config, library)
             finally:
                 library.unlink(missing_ok=True)
                 idle.put(worker)
 
         with ThreadPoolExecutor(len(self._workers)) as pool:
-            yield from pool.map(judge, range(len(rivals)), *zip(*rivals, strict=True))
+            yield from pool.map(judge, range(len(configs)), configs)
+
+    def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
+        """None: what was counted once is known."""
+        return []
 
     def _judge(
         self, worker: Worker, workload: Workload, name: str, config: Config, library: Path

@@ -51,9 +51,12 @@ FINAL = Rehearsal()
 class LocalRunner:
     """Builds on all cores, then measures one candidate at a time on `threads` threads."""
 
+    trial = TRIAL
+    final = FINAL
+
     def __init__(self, target: Target, threads: int, builders: int) -> None:
+        self.threads = threads
         self._target = target
-        self._threads = threads
         self._bench = Worker(threads)
         self._builders = [Worker() for _ in range(builders)]
         self._folder = tempfile.TemporaryDirectory(prefix="septune-")
@@ -70,7 +73,7 @@ class LocalRunner:
 
     def peak_flops(self) -> float:
         """What this machine's vector units can do on these threads, FLOP/s."""
-        return self._bench.call(_peak, self._target, self._threads, timeout_s=RUN_TIMEOUT_S)
+        return self._bench.call(_peak, self._target, self.threads, timeout_s=RUN_TIMEOUT_S)
 
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]

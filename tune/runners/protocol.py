@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from kernels.space import Config
 from kernels.workload import Workload
@@ -35,10 +35,37 @@ class Outcome:
 
 
 class Runner(Protocol):
-    """Builds and measures candidates."""
+    """Builds and measures candidates; a context manager that ends its processes.
+
+    trial    the rules by which `measure` takes a time, a dataclass
+    final    those of `compete`
+    threads  that a candidate computes on
+    """
+
+    @property
+    def trial(self) -> Any: ...
+    @property
+    def final(self) -> Any: ...
+    @property
+    def threads(self) -> int: ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+    def peak_flops(self) -> float:
+        """What the machine can do on these threads at most, FLOP/s."""
+        ...
 
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
     ) -> Iterator[Outcome]:
-        """One outcome a config, in their order."""
+        """One outcome a config; in their order unless several boards share the work."""
+        ...
+
+    def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> Sequence[Outcome]:
+        """One outcome a rival, in their order, timed in turns; none where that tells nothing new.
+
+        network  what computes each layer, first to last
+        rivals   for one workload of the network
+        """
         ...
