@@ -92,6 +92,8 @@ def lower(workload: Depthwise, config: Config, target: Target) -> IRModule:
     schedule.vectorize(lane)
     unroll(schedule, kh, kw, w, vector)
     vectorize_last(schedule, y, width, unrolled=2)
+    for loop in schedule.get_loops(staged)[-3:-1]:
+        schedule.annotate(loop, "pragma_loop_partition_hint", 1)
     vectorize_last(schedule, staged, width, unrolled=1)
     return schedule.mod
 
