@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -16,13 +13,12 @@ from kernels.space import Config
 from kernels.te import peak
 from kernels.workload import Workload
 from targets.target import Target
-from tune.builder import build
+from tune.runners.builders import Builders
 from tune.runners.candidate import Candidate, Loaded
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.rehearsal import Rehearsal, agree, rehearse
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 
-BUILD_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 30.0
 REHEARSAL_TIMEOUT_S = 300.0
 
@@ -58,18 +54,15 @@ class LocalRunner:
         self.threads = threads
         self._target = target
         self._bench = Worker(threads)
-        self._builders = [Worker() for _ in range(builders)]
-        self._folder = tempfile.TemporaryDirectory(prefix="septune-")
-        self._built = 0
+        self._builders = Builders(target, builders)
         self._finalists: dict[Entry, Candidate | Outcome] = {}
 
     def __enter__(self) -> LocalRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in (self._bench, *self._builders):
-            worker.stop()
-        self._folder.cleanup()
+        self._bench.stop()
+        self._builders.stop()
 
     def peak_flops(self) -> float:
         """What this machine's vector units can do on these threads, FLOP/s."""
@@ -80,7 +73,7 @@ class LocalRunner:
     ) -> Iterator[Outcome]:
         """One outcome a config, in their order."""
         entries = [Entry(workload=workload, kernel=kernel, config=config) for config in configs]
-        for built in self._build_all(entries):
+        for built in list(self._builders.build(entries)):  # no compiler runs beside a measurement
             if isinstance(built, Outcome):
                 yield built
                 continue
@@ -98,7 +91,7 @@ class LocalRunner:
         rivals   for one workload of the network
         """
         missing = [e for e in dict.fromkeys((*network, *rivals)) if e not in self._finalists]
-        self._finalists |= dict(zip(missing, self._build_all(missing), strict=True))
+        self._finalists |= dict(zip(missing, self._builders.build(missing), strict=True))
         parts = [self._finalists[entry] for entry in network]
         built = [self._finalists[entry] for entry in rivals]
         runnable = [candidate for candidate in built if isinstance(candidate, Candidate)]
@@ -113,32 +106,6 @@ class LocalRunner:
             outcomes = [Outcome(config=candidate.config, error=broken) for candidate in runnable]
         timed = iter(outcomes)
         return [one if isinstance(one, Outcome) else next(timed) for one in built]
-
-    def _build_all(self, entries: Sequence[Entry]) -> list[Candidate | Outcome]:
-        """Libraries, or why there is none, made by all builders at once."""
-        idle = list(self._builders)
-
-        def make(number: int, entry: Entry) -> Candidate | Outcome:
-            workload, name, config = entry.workload, entry.kernel, entry.config
-            library = Path(self._folder.name) / f"{number}.so"
-            worker = idle.pop()
-            try:
-                arguments = (workload, name, config, self._target, library)
-                shapes = worker.call(build, *arguments, timeout_s=BUILD_TIMEOUT_S)
-            except (WorkerError, WorkerCrash) as error:
-                return Outcome(config=config, error=f"compile: {error}")
-            except WorkerTimeout as error:
-                return Outcome(config=config, error=f"timeout: compiler gave {error}")
-            finally:
-                idle.append(worker)
-            return Candidate(
-                workload=workload, kernel=name, config=config, library=library, shapes=shapes
-            )
-
-        numbers = range(self._built, self._built + len(entries))
-        self._built += len(entries)
-        with ThreadPoolExecutor(len(self._builders)) as pool:
-            return list(pool.map(make, numbers, entries))
 
 
 def _run_error(error: Exception) -> str:
