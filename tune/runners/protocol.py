@@ -26,12 +26,16 @@ class Outcome:
     seconds  samples of its time; empty when it failed
     error    None, or why it failed: `invalid: …`, `compile: …`, `run: …`, `timeout: …`, `wrong: …`
     checked  its output was compared with the reference and was right
+    board    address of the board it ran on, None for this machine
+    ran      when it was sent to a board and when it had been measured, seconds since 1970
     """
 
     config: Config
     seconds: tuple[float, ...] = ()
     error: str | None = None
     checked: bool = False
+    board: str | None = None
+    ran: tuple[float, float] | None = None
 
 
 class Runner(Protocol):

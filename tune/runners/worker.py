@@ -19,6 +19,10 @@ class WorkerError(Exception):
     """The function raised: its error's type and message."""
 
 
+class Passed(Exception):
+    """Base of errors that a function's caller meets as they were raised."""
+
+
 class WorkerCrash(Exception):
     """The process died in the middle of a call."""
 
@@ -41,7 +45,7 @@ class Worker:
     def call(self, function: Callable[..., T], *arguments: Any, timeout_s: float) -> T:
         """What `function`, of a module's top level, returns there.
 
-        WorkerError, WorkerCrash or WorkerTimeout otherwise.
+        WorkerError, WorkerCrash, WorkerTimeout or what is `Passed` otherwise.
         """
         pipe = self._started()
         try:
@@ -56,9 +60,14 @@ class Worker:
             self.stop()
             raise WorkerCrash(f"worker process ended with status {status}") from None
         if not done:
-            raise WorkerError(value)
+            raise value if isinstance(value, Passed) else WorkerError(value)
         result: T = value
         return result
+
+    def interrupt(self) -> None:
+        """Kill the process from another thread: a call that is under way ends as WorkerCrash."""
+        if (process := self._process) is not None:
+            process.kill()
 
     def stop(self) -> None:
         """Kill the process, if there is one."""
@@ -92,8 +101,10 @@ def _serve(pipe: Connection, threads: int) -> None:
             return
         try:
             answer = (True, function(*arguments))
+        except Passed as error:
+            answer = (False, error)
         except Exception as error:
-            answer = (False, f"{type(error).__name__}: {_essence(str(error))}")
+            answer = (False, f"{type(error).__name__}: {essence(str(error))}")
         pipe.send(answer)
 
 
@@ -108,7 +119,7 @@ def use_threads(count: int) -> None:
     tvm.get_global_func("runtime.config_threadpool")(1, count)
 
 
-def _essence(message: str) -> str:
+def essence(message: str) -> str:
     """The last line of a message that says something; TVM prints whole programs before it."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
