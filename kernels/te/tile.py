@@ -87,6 +87,8 @@ def keep_in_registers(schedule: Schedule, block: SBlockRV, size_bytes: int) -> N
 
 def vectorize_last(schedule: Schedule, block: SBlockRV, width: int, unrolled: int) -> None:
     """Run the last loop of `block` in vectors of `width`; unroll so many loops outside a vector."""
+    if width == 1:  # one channel: the block may have no loop of its own
+        return
     *outer, last = schedule.get_loops(block)
     vector, lane = schedule.split(last, [None, width])
     if width > 1:
