@@ -12,11 +12,13 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from kernels.space import Config
+from kernels.workload import parse
 from tune.errors import LogError
 
 FORMAT = 1
@@ -218,7 +220,7 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _is_sound(record: Record) -> bool:
-    """Whether the fields that others rely on have the types they promise."""
+    """Whether the fields that others rely on are what they promise."""
     return (
         all(isinstance(getattr(record, name), str) for name in _TEXTS)
         and isinstance(record.error, str | None)
@@ -229,7 +231,17 @@ def _is_sound(record: Record) -> bool:
         and isinstance(record.protocol, dict)
         and isinstance(record.config, dict)
         and all(isinstance(value, int | str) for value in record.config.values())
+        and _is_workload(record.workload)
     )
+
+
+@cache
+def _is_workload(key: str) -> bool:
+    try:
+        parse(key)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_text(content: bytes) -> bool:
