@@ -1,0 +1,229 @@
+"""Every kernel, compiled and run against the reference, on friendly shapes and hostile ones."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import KERNELS, kernel, kernels_for
+from kernels.reference import reference
+from kernels.space import Config
+from kernels.te.tile import blocks
+from kernels.tolerance import tolerance
+from kernels.workload import ACTIVATIONS, Conv, Depthwise, Head, Pointwise, Workload
+from targets import machines
+from targets.target import Target
+from tune.mobilenet import MobileNet
+
+X86 = machines("x86")
+# AVX2 runs on every machine that the project supports; the host's own vectors are tested beside it.
+TARGETS = {target.device: target for target in (X86.DEVICES["x86-64-v3"], X86.host())}
+ON_EACH = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+STRENGTH = 4  # of inputs, so that ReLU6 cuts; errors grow with it
+SMALL_MACS = 2_000_000  # up to which configs other than the default are run, too
+FENCE = 64  # values around each argument that are NaN, and have to stay it
+
+
+def distinct(*models: MobileNet) -> list[Workload]:
+    return list(dict.fromkeys(layer.workload for model in models for layer in model.layers))
+
+
+NETWORKS = distinct(MobileNet(), MobileNet(alpha=0.25, resolution=128))
+
+HOSTILE: list[Workload] = [
+    *(Pointwise(N=1, H=5, W=7, Ci=Ci, Co=Co) for Ci, Co in ((8, 20), (20, 8), (3, 1), (1, 3))),
+    Pointwise(N=3, H=5, W=7, Ci=24, Co=40),
+    Pointwise(N=1, H=1, W=1, Ci=128, Co=100),
+    Pointwise(N=3, H=1, W=1, Ci=1, Co=1),
+    Pointwise(N=1, H=1, W=1, Ci=8, Co=1),
+    *(
+        Depthwise(N=1, Hi=5, Wi=7, C=C, stride=stride, pad=pad)
+        for C, stride, pad in (
+            (8, 1, (1, 1, 1, 1)),
+            (20, 2, (0, 1, 0, 1)),
+            (3, 2, (1, 0, 2, 1)),
+            (1, 1, (0, 0, 0, 0)),
+        )
+    ),
+    Depthwise(N=3, Hi=9, Wi=6, C=40, stride=2, pad=(0, 1, 0, 1)),
+    *(Depthwise(N=1, Hi=1, Wi=1, C=C, stride=2, pad=(1, 1, 1, 1)) for C in (20, 1)),
+    Depthwise(N=2, Hi=8, Wi=5, C=33, K=5, stride=1, pad=(2, 1, 0, 3)),
+    Conv(N=1, Hi=5, Wi=7, Ci=3, Co=8, stride=2, pad=(0, 1, 0, 1)),
+    Conv(N=3, Hi=6, Wi=9, Ci=3, Co=20, stride=2, pad=(1, 0, 2, 1)),
+    *(Conv(N=1, Hi=1, Wi=1, Ci=3, Co=Co, stride=1, pad=(1, 1, 1, 1)) for Co in (32, 1)),
+    Conv(N=1, Hi=5, Wi=7, Ci=1, Co=1, stride=1, pad=(1, 1, 1, 1)),
+    Conv(N=2, Hi=7, Wi=5, Ci=4, Co=3, K=4, stride=3, pad=(0, 3, 1, 2)),
+    *(Head(N=1, H=5, W=7, Ci=Ci, Co=Co) for Ci, Co in ((8, 20), (20, 3), (3, 1))),
+    Head(N=3, H=1, W=1, Ci=40, Co=33),
+    Head(N=6, H=2, W=3, Ci=1, Co=101),
+]
+
+
+def fenced(array: np.ndarray) -> tuple[np.ndarray, Any]:
+    """A tensor of TVM's that holds `array` amid NaNs, and the memory with its fences."""
+    memory = np.full(array.size + 2 * FENCE + 16, np.nan, np.float32)
+    start = FENCE + (-(memory.ctypes.data // 4 + FENCE)) % 16  # TVM asks for 64 bytes
+    inside = memory[start : start + array.size].reshape(array.shape)
+    inside[...] = array
+    return memory, tvm.runtime.from_dlpack(inside)
+
+
+def arguments(workload: Workload) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, wt and bias as `kernels.tolerance` assumes, but for the strength."""
+    rng = np.random.default_rng(0)
+    x = STRENGTH * rng.standard_normal(workload.x_shape, np.float32)
+    wt = rng.standard_normal(workload.wt_shape, np.float32) / np.float32(workload.terms**0.5)
+    return x, wt, STRENGTH * rng.standard_normal(workload.Co, np.float32)
+
+
+def check(workload: Workload, name: str, config: Config, target: Target) -> None:
+    """Compile and run one candidate; its output is right, and it wrote to nothing else."""
+    x, wt, bias = arguments(workload)
+    lowered = kernel(name).lower(workload, config, target)
+    shapes = [tuple(map(int, buffer.shape)) for buffer in lowered["main"].params]
+    packed = kernel(name).pack(workload, config, wt, bias)
+    nothing = np.full(shapes[-1], np.nan, np.float32)
+    given = [fenced(array) for array in (x.reshape(shapes[0]), *packed, nothing)]
+    tvm.compile(lowered, target=target.tvm()).mod["main"](*(tensor for _, tensor in given))
+
+    y = given[-1][1].numpy().reshape(workload.y_shape)
+    allowed = STRENGTH * tolerance(workload.dtype, workload.terms)
+    expected = reference(workload, x, wt, bias)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=allowed, err_msg=str(config))
+    for (memory, tensor), array in zip(given, (x, *packed, y), strict=True):
+        assert np.array_equal(tensor.numpy().ravel(), array.ravel())
+        assert np.isnan(memory).sum() == memory.size - array.size, f"{config} wrote outside"
+
+
+def candidates(workload: Workload, target: Target, most: int) -> list[tuple[str, Config]]:
+    """Of every kernel for it the default config, and some others drawn at random."""
+    found = []
+    for name in kernels_for(workload, target):
+        space = kernel(name).space(workload, target)
+        default = space.default
+        others = [config for config in space if config != default]
+        random.Random(workload.key).shuffle(others)
+        found += [(name, config) for config in (default, *others[:most])]
+    return found
+
+
+@ON_EACH
+@pytest.mark.parametrize("workload", NETWORKS, ids=lambda workload: workload.key)
+def test_layers_of_mobilenet(workload: Workload, target: Target) -> None:
+    found = candidates(workload, target, most=1 if workload.macs <= SMALL_MACS else 0)
+    assert found
+    for name, config in found:
+        check(workload, name, config, target)
+
+
+@ON_EACH
+@pytest.mark.parametrize("workload", HOSTILE, ids=lambda workload: workload.key)
+def test_hostile_shapes(workload: Workload, target: Target) -> None:
+    found = candidates(workload, target, most=2)
+    assert found
+    for name, config in found:
+        check(workload, name, config, target)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("workload", HOSTILE[4::5], ids=lambda workload: workload.key)
+def test_activations(workload: Workload, activation: str) -> None:
+    workload = replace(workload, activation=activation)
+    for name, config in candidates(workload, X86.host(), most=0):
+        check(workload, name, config, X86.host())
+
+
+def test_every_kernel_is_among_those_tested() -> None:
+    for target in TARGETS.values():
+        tested = {name for workload in NETWORKS for name in kernels_for(workload, target)}
+        assert tested == set(KERNELS)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_refuse_what_they_cannot_do(name: str) -> None:
+    target = X86.DEVICES["x86-64-v3"]
+    for workload in NETWORKS:
+        assert not kernel(name).supports(replace(workload, dtype="float16"), target)
+        assert not kernel(name).supports(workload, replace(target, kind="arm64"))
+
+
+def test_unknown_kernel() -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 the whole message is compared
+        kernel("te.magic")
+    assert str(error.value) == (
+        f"kernel 'te.magic' is not known; expected one of {', '.join(KERNELS)}; "
+        f"a new kernel is a new file and a line in kernels/__init__.py"
+    )
+
+
+sizes = st.integers(1, 300)
+sides = st.tuples(*[st.integers(0, 2)] * 4)
+images = st.integers(3, 230)
+shapes = st.builds(Pointwise, N=st.integers(1, 9), H=sizes, W=sizes, Ci=sizes, Co=sizes)
+shapes |= st.builds(Head, N=st.integers(1, 9), H=sizes, W=sizes, Ci=sizes, Co=sizes)
+shapes |= st.builds(
+    Depthwise, N=sizes, Hi=images, Wi=images, C=sizes, stride=st.integers(1, 2), pad=sides
+)
+shapes |= st.builds(
+    Conv,
+    N=sizes,
+    Hi=images,
+    Wi=images,
+    Ci=st.integers(1, 7),
+    Co=sizes,
+    stride=st.integers(1, 2),
+    pad=sides,
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(workload=shapes, device=st.sampled_from(sorted(X86.DEVICES)))
+def test_every_shape_has_configs_on_every_device(workload: Workload, device: str) -> None:
+    target = X86.DEVICES[device]
+    [name] = kernels_for(workload, target)
+    space = kernel(name).space(workload, target)
+    assert space.default in space
+    assert next(iter(space), None) is not None
+    assert sum(1 for _ in islice(space, 5001)) <= 5000
+
+
+# A loop in assembly: its label, then instructions up to the jump back to that label.
+LOOP = re.compile(r"^(\.L\w+):[^\n]*\n((?:(?!^\.L\w+:).*\n)*?)\s+j\w+\s+\1$", re.MULTILINE)
+
+
+def hot_loop(workload: Workload, config: Config, target: Target) -> list[str]:
+    """The instructions of the innermost loop that multiplies most."""
+    [name] = kernels_for(workload, target)
+    lowered = kernel(name).lower(workload, config, target)
+    assembly = tvm.compile(lowered, target=target.tvm()).mod.inspect_source("asm")
+    body = max((match[2] for match in LOOP.finditer(assembly)), key=lambda b: b.count("vfmadd"))
+    lines = (line.split("#")[0].strip() for line in body.splitlines())
+    return [line for line in lines if line and not line.startswith(".")]
+
+
+@pytest.mark.parametrize("unroll", [1, 2])
+@pytest.mark.parametrize("device", ["znver4", "x86-64-v4"])
+def test_pointwise_loop_is_only_multiply_adds(device: str, unroll: int) -> None:
+    """A spill, a condition on a pixel or half-width vectors: each is half of the speed or less."""
+    target = X86.DEVICES[device]
+    workload = Pointwise(N=1, H=14, W=14, Ci=512, Co=512)
+    config = kernel("te.pointwise").space(workload, target).default | {"UNROLL_CI": unroll}
+    loop = hot_loop(workload, config, target)
+    multiplied = [line for line in loop if line.startswith("vfmadd") and "zmm" in line]
+    vectors = blocks(int(config["BLOCK_CO"]), target.limits.lanes("float32"))
+    assert len(multiplied) == unroll * int(config["BLOCK_P"]) * vectors
+    rest = [line for line in loop if line not in multiplied]
+    assert len(rest) < len(multiplied) / 2
+    assert [line for line in rest if line.startswith(("j", "call", "cmov", "k"))] == []
+    assert [line for line in loop if "rsp" in line or "rbp" in line] == []
+    # AT&T order: what stands last is written to.
+    assert [line for line in loop if line.startswith("v") and line.endswith(")")] == []
