@@ -1,0 +1,123 @@
+"""The plan: measured beats transferred beats default, and nothing from elsewhere is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kernels import kernel
+from kernels.version import version
+from kernels.workload import Pointwise
+from targets import machines
+from tune.database import Record
+from tune.errors import GateError
+from tune.mobilenet import Layer, MobileNet
+from tune.plan import Choice, plan
+
+TARGET = machines("x86").DEVICES["znver4"]
+WORKLOAD = Pointwise(N=1, H=14, W=14, Ci=64, Co=128)
+LAYER = Layer(name="block", workload=WORKLOAD)
+SPACE = kernel("te.pointwise").space(WORKLOAD, TARGET)
+FIRST, SECOND, *_ = [config for config in SPACE if config != SPACE.default]
+RECORD = Record(
+    workload=WORKLOAD.key,
+    kernel="te.pointwise",
+    kernel_version=version("te.pointwise"),
+    config=FIRST,
+    target="x86",
+    device="znver4",
+    threads=2,
+    stage="trial",
+    seconds=(3e-5,),
+    error=None,
+    checked=True,
+    tvm="0.27.0",
+    when="2026-01-01T00:00:00+00:00",
+)
+ELSEWHERE = {
+    "shape": {"workload": replace(WORKLOAD, H=7, W=7).key},
+    "device": {"device": "znver3"},
+    "threads": {"threads": 1},
+    "version": {"kernel_version": "0" * 12},
+    "estimator": {"estimator": "mca"},
+}
+
+
+def chosen(*records: Record) -> Choice:
+    [choice] = plan([LAYER], records, TARGET, threads=2)
+    return choice
+
+
+def test_nothing_measured_is_the_default() -> None:
+    expected = Choice(layer=LAYER, kernel="te.pointwise", config=SPACE.default, why="default")
+    assert chosen() == expected
+
+
+def test_record_of_its_own_is_measured() -> None:
+    choice = chosen(RECORD)
+    assert (choice.why, choice.config, choice.time_s) == ("measured", FIRST, 3e-5)
+    assert choice.record == RECORD
+
+
+def test_fastest_is_chosen() -> None:
+    faster = replace(RECORD, config=SECOND, seconds=(2e-5,))
+    assert chosen(RECORD, faster).config == chosen(faster, RECORD).config == SECOND
+
+
+@pytest.mark.parametrize("changes", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_what_was_found_elsewhere_is_never_measured(changes: dict[str, Any]) -> None:
+    faster = replace(RECORD, config=SECOND, seconds=(1e-9,), **changes)
+    choice = chosen(faster)
+    assert (choice.why, choice.config) == ("transferred", SECOND)
+    assert choice.time_s is None
+    assert choice.record == faster
+    assert chosen(faster, RECORD) == chosen(RECORD, faster) == chosen(RECORD)
+
+
+def test_failures_leave_the_default() -> None:
+    for error in ("wrong: output 1", "compile: no", "timeout: 30 s"):
+        assert chosen(replace(RECORD, seconds=(), error=error, checked=False)).why == "default"
+
+
+def test_unchecked_time_is_not_measured() -> None:
+    assert chosen(replace(RECORD, checked=False)).why != "measured"
+
+
+@pytest.mark.parametrize(
+    "other", [{"target": "arm64"}, {"kernel": "te.depthwise"}, {"kernel": "te.unheard-of"}]
+)
+def test_other_kinds_of_machine_and_kernels_say_nothing(other: dict[str, str]) -> None:
+    assert chosen(replace(RECORD, **other)).why == "default"  # type: ignore[arg-type]
+
+
+def test_config_that_the_space_no_longer_has_is_carried_into_it() -> None:
+    gone = FIRST | {"BLOCK_P": 1000}
+    choice = chosen(replace(RECORD, config=gone))
+    assert choice.why == "transferred"
+    assert choice.config in SPACE
+    assert choice.config == SPACE.nearest(gone)
+
+
+def test_every_layer_has_a_choice_in_its_order() -> None:
+    layers = MobileNet().layers
+    repeated = next(layer.workload for layer in layers if layer.name == "block9.pointwise")
+    space = kernel("te.pointwise").space(repeated, TARGET)
+    record = replace(RECORD, workload=repeated.key, config=space.default)
+    choices = plan(layers, [record], TARGET, threads=2)
+    assert tuple(choice.layer for choice in choices) == layers
+    measured = [choice.layer.name for choice in choices if choice.why == "measured"]
+    assert measured == [f"block{number}.pointwise" for number in range(7, 12)]
+    for choice in choices:
+        assert choice.config in kernel(choice.kernel).space(choice.layer.workload, TARGET)
+
+
+def test_layer_that_no_kernel_computes() -> None:
+    layer = Layer(name="block", workload=replace(WORKLOAD, dtype="float16"))
+    with pytest.raises(GateError) as error:
+        plan([layer], [], TARGET, threads=1)
+    assert str(error.value) == (
+        "layer block (pointwise/f16/n1.h14.w14.ci64.co128/relu6): no kernel computes it on x86; "
+        "expected one that supports it; see kernels/__init__.py for what there is"
+    )
