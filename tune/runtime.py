@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -30,7 +31,7 @@ class Network:
         self.input_shape = tuple(manifest["input"]["shape"])
 
     def __call__(self, images: Any) -> NDArray[np.float32]:
-        """Logits (N,classes) of `images`, a NumPy array or any DLPack tensor, read in place.
+        """Logits (N,classes) of `images`, a NumPy array or any DLPack tensor.
 
         UsageError when they have another shape or dtype than the network was built for.
         """
@@ -46,7 +47,10 @@ class Network:
             aligned = images.ctypes.data % ALIGNMENT == 0 and images.flags.writeable
             tensor = tvm.runtime.from_dlpack(images) if aligned else tvm.runtime.tensor(images)
         else:
-            tensor = tvm.runtime.from_dlpack(images)
+            try:
+                tensor = tvm.runtime.from_dlpack(images)
+            except RuntimeError:  # not contiguous, or not aligned
+                tensor = tvm.runtime.tensor(np.ascontiguousarray(np.from_dlpack(images)))
         shape, dtype = tuple(int(size) for size in tensor.shape), str(tensor.dtype)
         if shape != self.input_shape or dtype != "float32":
             raise UsageError(
@@ -70,6 +74,7 @@ def load(path: str | Path, threads: int | None = None) -> Network:
     manifest = read_manifest(library)
     check_pins()
     _check_machine(manifest, library)
+    _check_library(manifest, library)
     count = threads or manifest["threads"]
     os.environ["TVM_NUM_THREADS"] = str(count)
     import tvm
@@ -90,7 +95,8 @@ def read_manifest(library: Path) -> dict[str, Any]:
         )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-        manifest["input"]["shape"], manifest["threads"], manifest["tvm"], manifest["target"]
+        tuple(manifest["input"]["shape"]), manifest["threads"], manifest["tvm"]
+        manifest["target"]["kind"], manifest["target"]["device"], manifest["library_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
             f"no manifest can be read at {path}; expected the .json that build writes beside the "
@@ -113,4 +119,13 @@ def _check_machine(manifest: dict[str, Any], library: Path) -> None:
         raise SetupError(
             f"{library} was built for {made_for['device']}, whose instructions this CPU lacks; "
             f"expected a build for this machine; run: python -m tune build --target x86"
+        )
+
+
+def _check_library(manifest: dict[str, Any], library: Path) -> None:
+    """UsageError when the library is another, or cut short: to map that may end the process."""
+    if hashlib.sha256(library.read_bytes()).hexdigest() != manifest["library_sha256"]:
+        raise UsageError(
+            f"{library} is not the library that its manifest describes; expected the two files of "
+            f"one build; build it again, or copy both files"
         )
