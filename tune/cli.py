@@ -99,7 +99,9 @@ def _build(options: argparse.Namespace) -> None:
 def _classify(options: argparse.Namespace) -> None:
     from tune import pipeline
 
-    for photo, likeliest in pipeline.classify(options.lib, options.photo, options.threads):
+    for photo, likeliest in pipeline.classify(
+        options.lib, options.photo, options.threads, options.rpc, options.rpc_key
+    ):
         print(photo)
         for probability, label in likeliest:
             print(f"  {probability:6.3f}  {label}")
@@ -140,6 +142,24 @@ def _show_log(options: argparse.Namespace) -> None:
     print(tuning_table(rows))
     print(f"log: {options.log}" + (f", {skipped} unreadable lines skipped" if skipped else ""))
     _write_json(options, rows)
+
+
+def _board_verb(options: argparse.Namespace) -> None:
+    from tune import board
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    match options.action:
+        case "start":
+            state = board.start(options.port, progress)
+        case "stop":
+            state = board.stop(options.port)
+        case _:
+            state = board.status(options.port)
+    print(f"board at {state.address}: {'off' if state.pid is None else f'on, process {state.pid}'}")
+    if state.pid is not None:
+        print(f"log: {state.log}")
 
 
 def _target(options: argparse.Namespace) -> Target:
@@ -247,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.so")
     build.set_defaults(verb=_build)
 
-    classify = verbs.add_parser("classify", help="name what is on photos")
+    classify = verbs.add_parser("classify", parents=[_board()], help="name what is on photos")
     classify.add_argument("--lib", type=Path, required=True, metavar="FILE.so")
     classify.add_argument("--threads", type=_count, metavar="N", help="default: as built")
     classify.add_argument("photo", type=Path, nargs="+")
@@ -261,6 +281,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--rounds", type=_count, default=15, metavar="N", help="default: 15")
     bench.set_defaults(verb=_bench)
+
+    board = verbs.add_parser("board", help="an emulated arm64 board on this machine")
+    board.add_argument("action", choices=("start", "stop", "status"))
+    board.add_argument("--port", type=_count, default=9090, metavar="N", help="default: 9090")
+    board.set_defaults(verb=_board_verb)
 
     model = verbs.add_parser(
         "model", parents=[which], help="print layers, parameters, multiply-adds"
@@ -281,16 +306,21 @@ WEIGHTS_HELP = "checkpoint, .safetensors or .pt; default: ImageNet where it fits
 EFFORT_HELP = "trials a workload: quick 24, full 96, max the whole space; default: full"
 
 
-def _where() -> _Parser:
+def _board() -> _Parser:
     options = _Parser(add_help=False)
-    options.add_argument("--target", choices=tuple(TARGETS), default="x86")
-    options.add_argument("--device", metavar="NAME", help="a known machine; default: this one")
     options.add_argument(
         "--rpc", type=_endpoint, metavar="HOST:PORT", help="a board, or a tracker of boards"
     )
     options.add_argument(
         "--rpc-key", default="", metavar="KEY", help="all boards that serve it at the tracker"
     )
+    return options
+
+
+def _where() -> _Parser:
+    options = _Parser(add_help=False, parents=[_board()])
+    options.add_argument("--target", choices=tuple(TARGETS), default="x86")
+    options.add_argument("--device", metavar="NAME", help="a known machine; default: this one")
     options.add_argument("--threads", type=_count, metavar="N", help="default: all cores")
     options.add_argument(
         "--log",

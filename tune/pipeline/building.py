@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from targets.target import Target
+from targets import machines
+from targets.target import Endpoint, Target
 from tune import images
 from tune import weights as weights_module
 from tune.compile import compile_network, manifest, write_manifest
@@ -18,7 +21,7 @@ from tune.mobilenet import MobileNet
 from tune.pins import check_pins
 from tune.pipeline.records import Log
 from tune.plan import Choice, plan
-from tune.runtime import load
+from tune.runtime import load, read_manifest
 from tune.weights import Weights, fold
 
 
@@ -60,21 +63,46 @@ def build(
 
 
 def classify(
-    library: Path, photos: Sequence[Path], threads: int | None = None
+    library: Path,
+    photos: Sequence[Path],
+    threads: int | None = None,
+    board: Endpoint | None = None,
+    key: str = "",
 ) -> Iterator[tuple[Path, list[tuple[float, str]]]]:
-    """Of each photo the five likeliest (probability, label), likeliest first."""
-    network = load(library, threads)
-    batch, height, _, _ = network.input_shape
-    for photo in photos:
-        image = images.read(photo, height)
-        logits = network(np.repeat(image, batch, axis=0))[0].astype(np.float64)
-        odds = np.exp(logits - logits.max())
-        probabilities = odds / odds.sum()
-        names = images.labels()
-        if len(names) != len(logits):
-            names = tuple(f"class {index}" for index in range(len(logits)))
-        top = np.argsort(-probabilities)[:5]
-        yield photo, [(float(probabilities[index]), names[index]) for index in top]
+    """Of each photo the five likeliest (probability, label), likeliest first.
+
+    board  runs the network instead of this machine; `key`, as its tracker calls it
+    """
+    description = read_manifest(library)
+    batch, height, _, _ = description["input"]["shape"]
+    with ExitStack() as stack:
+        if board is None:
+            network: Callable[[NDArray[np.float32]], NDArray[np.float32]] = load(library, threads)
+        else:
+            network = stack.enter_context(_board_runner(description, board, key, threads, library))
+        for photo in photos:
+            image = images.read(photo, height)
+            logits = network(np.repeat(image, batch, axis=0))[0].astype(np.float64)
+            odds = np.exp(logits - logits.max())
+            probabilities = odds / odds.sum()
+            names = images.labels()
+            if len(names) != len(logits):
+                names = tuple(f"class {index}" for index in range(len(logits)))
+            top = np.argsort(-probabilities)[:5]
+            yield photo, [(float(probabilities[index]), names[index]) for index in top]
+
+
+@contextmanager
+def _board_runner(
+    description: dict[str, Any], board: Endpoint, key: str, threads: int | None, library: Path
+) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
+    """The network on a board, as a function from images to logits."""
+    from tune.runners.rpc import RpcRunner
+
+    made_for = description["target"]
+    target = machines(made_for["kind"]).DEVICES[made_for["device"]]
+    with RpcRunner(target, board, key=key, threads=threads or description["threads"]) as runner:
+        yield lambda image: runner.infer(library, image)[0]
 
 
 def weights_of(model: MobileNet, path: Path | None, seed: int) -> Weights:

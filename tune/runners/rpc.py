@@ -19,7 +19,7 @@ from kernels.workload import Workload
 from targets import machines
 from targets.target import Endpoint, Target
 from tune.builder import export
-from tune.errors import SetupError, UsageError
+from tune.errors import GateError, SetupError, UsageError
 from tune.runners.board import Board, Lost, Patience, cpuinfo_file
 from tune.runners.builders import BUILD_TIMEOUT_S, Builders
 from tune.runners.candidate import Candidate
@@ -27,8 +27,9 @@ from tune.runners.guard import build_guard
 from tune.runners.handshake import Direct, NoServer, Source, Tracker, is_tracker, patiently
 from tune.runners.lanes import LOSSES, share
 from tune.runners.protocol import Entry, Outcome
-from tune.runners.session import Facts, Turns, best_s, run
+from tune.runners.session import Facts, Turns, best_s, infer, run
 from tune.runners.worker import Worker
+from tune.verify import Array
 
 T = TypeVar("T")
 
@@ -127,6 +128,18 @@ class RpcRunner:
                 outcomes = together
         timed = iter(outcomes)
         return [one if isinstance(one, Outcome) else next(timed) for one in built]
+
+    def infer(
+        self, library: Path, image: Array, repeat: int = 0
+    ) -> tuple[Array, tuple[float, ...]]:
+        """Logits of a whole network for `image`, and seconds of `repeat` more inferences."""
+        answer = self._on_one_board(infer, library, image, repeat, count=1 + repeat // 10)
+        if isinstance(answer, Lost):
+            raise GateError(
+                f"the board is lost whenever it runs {library}; expected its logits; "
+                f"see the server's output"
+            )
+        return answer
 
     def _share(
         self, built: Iterator[Candidate | Outcome], count: int, turns: Turns

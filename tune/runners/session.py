@@ -22,7 +22,7 @@ from tune.runners.handshake import NoServer
 from tune.runners.protocol import Outcome
 from tune.runners.rehearsal import agree
 from tune.runners.worker import essence
-from tune.verify import case, difference
+from tune.verify import Array, case, difference
 
 CPUINFO_BYTES = 1 << 16
 IDLE_LIMIT_S = 600  # between candidates; then the board is free for others
@@ -103,6 +103,29 @@ def best_s(place: Place, library: Path, shape: tuple[int, ...], repeat: int, lim
     shortest = min(timer(*arguments).results)
     session.limit(IDLE_LIMIT_S)
     return float(shortest)
+
+
+def infer(
+    place: Place, library: Path, image: Array, repeat: int, limit_s: int
+) -> tuple[Array, tuple[float, ...]]:
+    """Logits of a whole network for `image`, and seconds of `repeat` more inferences.
+
+    Raises as `run` does.
+    """
+    from tvm.runtime.vm import VirtualMachine
+
+    session = _session(place)
+    session.limit(limit_s)
+    machine = VirtualMachine(session.load(library), session.device)
+    machine.set_input("main", session.tensor(image))
+    machine.invoke_stateful("main")
+    logits = machine.get_outputs("main").numpy()
+    seconds: tuple[float, ...] = ()
+    if repeat:
+        timer = machine.time_evaluator("invoke_stateful", session.device, number=1, repeat=repeat)
+        seconds = tuple(float(second) for second in timer("main").results)
+    session.limit(IDLE_LIMIT_S)
+    return logits, seconds
 
 
 class _Session:
