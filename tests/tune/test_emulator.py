@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from targets import arm64
-from tune.emulator import qemu
+from tune.emulator import MARK, qemu
 from tune.emulator.cache import cache, once
 from tune.emulator.guest import Guest, guest, unpack_debian, unpack_wheels
 from tune.emulator.instrument import (
@@ -31,11 +31,11 @@ LOOPS = r"""
 int main(void)
 {
     register long few = 1000, many = 2000;
-    getpriority(0x5e7, 0), getpriority(0x5e7, 0);
+    getpriority(MARK, 0), getpriority(MARK, 0);
     ROUNDS(few);
-    getpriority(0x5e7, 0);
+    getpriority(MARK, 0);
     ROUNDS(many);
-    getpriority(0x5e7, 0);
+    getpriority(MARK, 0);
     return 0;
 }
 """
@@ -51,7 +51,17 @@ def machine() -> Instrument:
 
 
 def build(source: str, output: Path, *options: str) -> Path:
-    command = [*(arm64.linker() or ()), "-O1", "-x", "c", "-", *options, "-o", str(output)]
+    command = [
+        *(arm64.linker() or ()),
+        "-O1",
+        f"-DMARK={MARK}",
+        "-x",
+        "c",
+        "-",
+        *options,
+        "-o",
+        str(output),
+    ]
     subprocess.run(command, input=source.encode(), check=True)
     return output
 
@@ -91,9 +101,9 @@ def test_a_call_that_hangs_is_cut_off(machine: Instrument, tmp_path: Path) -> No
 
 
 def test_what_is_no_library_is_told(machine: Instrument, tmp_path: Path) -> None:
-    library = tmp_path / "text.so"
+    library = tmp_path / "text"
     library.write_text("hello")
-    with pytest.raises(GuestFailed, match=r"text\.so"):
+    with pytest.raises(GuestFailed, match=r"library\.so"):
         machine.kernel(library, [np.zeros(1, np.float32)])
 
 

@@ -5,6 +5,7 @@
  * call ends a translated block, so differences between marks are exact.
  *
  * QEMU's header is not packaged; this declares what is used of its documented interface.
+ * MARK and QEMU_PLUGIN_VERSION are the compiler's to define.
  */
 #include <inttypes.h>
 #include <stdatomic.h>
@@ -14,7 +15,6 @@
 #include <string.h>
 
 #define GETPRIORITY 141 /* aarch64's number of the system call */
-#define MARK 0x5e7
 
 #define EXPORT __attribute__((visibility("default")))
 

@@ -4,7 +4,8 @@
  *                                                  memory, so that outputs are found in theirs
  *     driver network LIBRARY CALLS FILE:SHAPE OUT  main(image) of a Relax VM; its logits go to OUT
  *
- * SHAPE is sizes joined by x. Ends with status 1 and a line on stderr when a call fails.
+ * SHAPE is sizes joined by x. Ends with status 1 and a line on stderr when a call fails. MARK is the
+ * compiler's to define.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -15,7 +16,6 @@
 #include <sys/stat.h>
 #include <tvm/ffi/c_api.h>
 
-#define MARK 0x5e7
 #define MOST_ARGUMENTS 8
 #define MOST_DIMS 8
 #define POOLED_ALLOCATOR 2

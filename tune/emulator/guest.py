@@ -24,9 +24,11 @@ DEBIAN = ("python3", "libstdc++6", "zlib1g")
 PYTHON = (
     *(f"{package}=={version}" for package, version in PINS.items()),
     "cloudpickle>=3,<4",
+    "ml_dtypes",
     "numpy>=2.3,<3",
     "psutil>=7,<8",
     "tornado>=6,<7",
+    "typing_extensions",
 )
 # What only compiling needs; of these the compiler's library is the bulk.
 LEFT_OUT = re.compile(r"libtvm_compiler|libtvm_runtime_cuda|/include/|/tests?/")
@@ -176,10 +178,10 @@ def unpack_debian(packages: Sequence[str], root: Path, scratch: Path) -> None:
 
 
 def unpack_wheels(requirements: Sequence[str], root: Path, site: Path, scratch: Path) -> None:
-    """Unpack aarch64 wheels of `requirements` for the Python below `root`, and what they need."""
+    """Unpack aarch64 wheels of exactly `requirements` into `site`, for the Python below `root`."""
     version = interpreter(root).name.removeprefix("python")
     platforms = (part for tag in MANYLINUX for part in ("--platform", _platform(tag)))
-    pip = (sys.executable, "-m", "pip", "download", "--quiet")
+    pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
     target = ("--only-binary", ":all:", "--python-version", version, *platforms)
     _run(
         [*pip, "--dest", str(scratch), *target, *requirements],

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tune.emulator import MARK
 from tune.emulator.cache import cache, once
 from tune.emulator.guest import Guest
 from tune.errors import SetupError
@@ -58,8 +59,8 @@ class Instrument:
         """Of `main(*arguments)`; the last argument is the output. GuestFailed, GuestTimeout."""
         with tempfile.TemporaryDirectory(prefix="septune-") as name:
             folder = Path(name)
-            tensors = [_saved(folder / f"{i}.f32", array) for i, array in enumerate(arguments)]
-            instructions = self._run(folder, timeout_s, "kernel", library, CALLS, *tensors)
+            tensors = [_saved(folder, f"{i}.f32", array) for i, array in enumerate(arguments)]
+            instructions = self._run(folder, timeout_s, "kernel", library, *tensors)
             y = np.fromfile(folder / f"{len(arguments) - 1}.f32", np.float32)
         return Count(instructions=instructions, y=y.reshape(arguments[-1].shape))
 
@@ -67,23 +68,35 @@ class Instrument:
         """Of one inference of a whole network; y (values,). GuestFailed, GuestTimeout."""
         with tempfile.TemporaryDirectory(prefix="septune-") as name:
             folder = Path(name)
-            x, out = _saved(folder / "x.f32", image), folder / "y.f32"
-            instructions = self._run(folder, timeout_s, "network", library, CALLS, x, out)
-            return Count(instructions=instructions, y=np.fromfile(out, np.float32))
+            x = _saved(folder, "x.f32", image)
+            instructions = self._run(folder, timeout_s, "network", library, x, "y.f32")
+            return Count(instructions=instructions, y=np.fromfile(folder / "y.f32", np.float32))
 
     def plugin(self, out: Path) -> str:
         """For `Guest.command`: count, and write the total at each mark to `out`."""
         return f"{self.counter},out={out}"
 
-    def _run(self, folder: Path, timeout_s: float, *arguments: str | Path | int) -> int:
-        """Instructions between the last two marks."""
-        out = folder / "marks"
+    def _run(self, folder: Path, timeout_s: float, what: str, library: Path, *files: str) -> int:
+        """Instructions between the last two marks, the driver working in `folder`.
+
+        It is called by the same words in the same environment every time: their length moves the
+        stack, and where data lies decides how memcpy copies it.
+        """
+        (folder / "library.so").symlink_to(library.resolve())
         command = self.guest.command(
-            self.driver, *map(str, arguments), plugin=self.plugin(out), settings=SINGLE
+            self.driver,
+            what,
+            "./library.so",
+            str(CALLS),
+            *files,
+            plugin=self.plugin(folder / "marks"),
+            settings=SINGLE,
         )
         try:
             done = subprocess.run(
                 command,
+                cwd=folder,
+                env={},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=timeout_s,
@@ -92,7 +105,7 @@ class Instrument:
             raise GuestTimeout(f"no end after {timeout_s:g} s") from None
         if done.returncode:
             raise GuestFailed(_end(done.returncode, done.stderr.decode(errors="replace")))
-        return between_marks(out)[-1]
+        return between_marks(folder / "marks")[-1]
 
 
 def between_marks(out: Path) -> tuple[int, ...]:
@@ -119,14 +132,14 @@ def instrument(guest: Guest, linker: Sequence[str]) -> Instrument:
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
     def make(folder: Path) -> None:
-        api = f"-DQEMU_PLUGIN_VERSION={_api(guest)}"
+        api, mark = f"-DQEMU_PLUGIN_VERSION={_api(guest)}", f"-DMARK={MARK}"
         libraries = ("-x", "none", "-Wl,--no-as-needed", guest.tvm_ffi, guest.tvm_runtime)
         plugin, program = folder / "counter.so", folder / "driver"
-        _compile(compiler, "-O2", "-shared", "-fPIC", api, sources[0], "-o", plugin)
+        _compile(compiler, "-O2", "-shared", "-fPIC", api, mark, sources[0], "-o", plugin)
         headers = f"-I{libinfo.find_include_path()}"
-        _compile(*linker, "-O2", "-x", "c", headers, sources[1], *libraries, "-o", program)
+        _compile(*linker, "-O2", "-x", "c", headers, mark, sources[1], *libraries, "-o", program)
 
-    stamp = f"{digest} {compiler} {' '.join(linker)} {guest.emulator.version} {guest.site}"
+    stamp = f"{digest} {MARK} {compiler} {' '.join(linker)} {guest.emulator.version} {guest.site}"
     folder = once(cache() / "instrument", stamp, make)
     return Instrument(guest=guest, counter=folder / "counter.so", driver=folder / "driver")
 
@@ -147,10 +160,10 @@ def _compile(*command: str | Path) -> None:
         )
 
 
-def _saved(path: Path, array: Array) -> str:
-    """Writes `array` to `path`; both as the driver wants them named."""
-    array.tofile(path)
-    return f"{path}:{'x'.join(map(str, array.shape))}"
+def _saved(folder: Path, name: str, array: Array) -> str:
+    """Writes `array` to a file; that and the shape as the driver wants them named."""
+    array.tofile(folder / name)
+    return f"{name}:{'x'.join(map(str, array.shape))}"
 
 
 def _end(status: int, printed: str) -> str:

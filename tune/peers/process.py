@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ class Process:
     of the reason when the process dies.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, python: Sequence[str] = (sys.executable,)) -> None:
+        """`python` is the interpreter's command line; its module search path must reach us."""
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 closed in close
         self._channel, theirs = multiprocessing.Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tune.peers.worker", str(theirs.fileno())],
+                [*python, "-m", "tune.peers.worker", str(theirs.fileno())],
                 env=environment(threads),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,

@@ -6,13 +6,16 @@ blocking read in between, and ends when the other side closes.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import Any
 
+from tune.emulator import MARK
 from tune.peers import Array, Contender, Job, Peer
 
 
@@ -32,7 +35,7 @@ def main() -> None:
 
 
 class Seat:
-    """What may be asked of a contender: `prepare` once, then `burst` as often as wanted."""
+    """What may be asked of a contender: `prepare` once, then the others as often as wanted."""
 
     _contender: Contender
 
@@ -62,6 +65,18 @@ class Seat:
             samples.append(time.perf_counter() - start)
             total_s += samples[-1]
         return samples
+
+    def mark(self, calls: int) -> None:
+        """Call so often, marking for the instruction counter before the first and after each."""
+        _mark()
+        for _ in range(calls):
+            self._contender.run()
+            _mark()
+
+
+def _mark() -> None:
+    with suppress(OSError):
+        os.getpriority(MARK, 0)
 
 
 def _reason(error: Exception) -> str:

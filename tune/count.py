@@ -1,0 +1,195 @@
+"""Executed instructions of one inference: our library and its peers, on an emulated aarch64 core.
+
+Same network, same weights, same input, float32, one thread. Ours is called from C, as a device
+calls it; a peer through its aarch64 wheel's Python, whose own instructions count as well (some
+thousand an inference). Outputs are compared before anything counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kernels.tolerance import network_tolerance
+from tune.emulator.cache import cache, once
+from tune.emulator.guest import Guest, unpack_wheels
+from tune.emulator.instrument import GuestFailed, GuestTimeout, Instrument, between_marks
+from tune.errors import GateError, SetupError
+from tune.mobilenet import MobileNet
+from tune.peers import OURS, PEERS, REFERENCE, Array, Job
+from tune.peers.process import ROOT, PeerFailed, Process
+
+if TYPE_CHECKING:
+    from tune.weights import Weights
+
+LANES = 4  # float32 values in a vector of 128 bits
+CALLS = 3
+TIMEOUT_S = 600.0
+
+# Peer -> what it needs beside the board's own packages. PyTorch 2.10 is the last whose aarch64
+# wheel asks for no CUDA.
+WHEELS = {
+    "torch-eager": (
+        "torch==2.10.0",
+        "filelock",
+        "fsspec",
+        "jinja2",
+        "markupsafe",
+        "mpmath",
+        "networkx",
+        "sympy",
+    ),
+    "onnxruntime": ("onnx>=1.23,<2", "onnxruntime==1.32.*", "flatbuffers", "packaging", "protobuf"),
+    "ncnn": ("ncnn==1.0.20261020",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One contender's result."""
+
+    name: str
+    version: str
+    instructions: int
+    max_abs_diff: float  # of its logits from the reference's
+    ratio_to_ours: float  # of instructions; above 1 is more than ours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """A contender without a result, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Who executes how much, from the least; `asdict` of it is stored.
+
+    floor  instructions when each does a multiply-add in every lane
+    """
+
+    floor: int
+    rows: tuple[Row, ...]
+    absent: tuple[Absent, ...]
+
+
+def count(
+    model: MobileNet,
+    weights: Weights,
+    library: Path,
+    instrument: Instrument,
+    *,
+    peers: Sequence[str] = tuple(WHEELS),
+    wheels: Mapping[str, Sequence[str]] = WHEELS,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Tally:
+    """Our `library`, always, and `peers` on one random batch of images.
+
+    wheels    by peer, what is unpacked for it
+    progress  is told, in a line, what happens
+
+    A peer that cannot be had, fails, hangs or computes something else is absent, with the reason.
+    GateError when that is our library; SetupError when the reference fails.
+    """
+    x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(np.float32)
+    job = Job(model=model, weights=weights, x=x, threads=1)
+    expected = _expected(job)
+    progress(f"counting {OURS}")
+    ours, difference = _ours(library, job, expected, instrument)
+    rows = [_row(OURS, "", ours, difference, ours)]
+    absent = []
+    for name in peers:
+        progress(f"counting {name}")
+        try:
+            version, instructions, difference = _peer(
+                name, job, expected, instrument, wheels.get(name, ())
+            )
+        except (PeerFailed, SetupError) as failure:
+            absent.append(Absent(name=name, reason=str(failure)))
+        else:
+            rows.append(_row(name, version, instructions, difference, ours))
+    return Tally(
+        floor=model.macs // LANES,
+        rows=tuple(sorted(rows, key=lambda row: row.instructions)),
+        absent=tuple(absent),
+    )
+
+
+def _ours(library: Path, job: Job, expected: Array, instrument: Instrument) -> tuple[int, float]:
+    """Instructions and distance from the expected logits. GateError when there are none."""
+    try:
+        counted = instrument.network(library, job.x, timeout_s=TIMEOUT_S)
+        return counted.instructions, _difference(job.model, counted.y, expected)
+    except (GuestFailed, GuestTimeout, PeerFailed) as failure:
+        raise GateError(
+            f"{library} has no result: {failure}; expected right logits from an aarch64 library; "
+            f"build it again from the same weights"
+        ) from None
+
+
+def _peer(
+    name: str, job: Job, expected: Array, instrument: Instrument, wheels: Sequence[str]
+) -> tuple[str, int, float]:
+    """Version, instructions and distance from the expected logits. PeerFailed, SetupError."""
+    site = _site(name, instrument.guest, wheels)
+    out = site / "marks"
+    python = instrument.guest.python(path=(ROOT, site), plugin=instrument.plugin(out))
+    with Process(threads=1, python=python) as process:
+        version, y = process.ask("prepare", PEERS[name], job, timeout_s=TIMEOUT_S)
+        difference = _difference(job.model, y, expected)
+        process.ask("mark", CALLS, timeout_s=TIMEOUT_S)
+    return version, min(between_marks(out)), difference
+
+
+def _site(name: str, guest: Guest, wheels: Sequence[str]) -> Path:
+    """Where the peer's packages are unpacked."""
+
+    def make(folder: Path) -> None:
+        unpack_wheels(wheels, guest.root, folder, folder / "wheels")
+
+    return once(cache() / "peers" / name, json.dumps(wheels), make)
+
+
+def _expected(job: Job) -> Array:
+    """The logits that every contender's are compared with."""
+    with Process(threads=1) as process:
+        try:
+            _, y = process.ask("prepare", REFERENCE, job, timeout_s=TIMEOUT_S)
+        except PeerFailed as failure:
+            raise SetupError(
+                f"the reference has no result: {failure}; expected PyTorch to compute it; "
+                f"run: pip install torch==2.13.0"
+            ) from None
+    logits: Array = y
+    return logits
+
+
+def _difference(model: MobileNet, y: Array, expected: Array) -> float:
+    """How far off the logits are; PeerFailed when that is too far."""
+    off = float(np.max(np.abs(y.reshape(expected.shape) - expected)))
+    allowed = network_tolerance(
+        model.dtype,
+        [layer.workload.terms for layer in model.layers],
+        scale=float(np.max(np.abs(expected))),
+    )
+    if not off <= allowed:  # so that a NaN is wrong too
+        raise PeerFailed(f"its logits are off by {off:.3g}; expected at most {allowed:.3g}")
+    return off
+
+
+def _row(name: str, version: str, instructions: int, difference: float, ours: int) -> Row:
+    return Row(
+        name=name,
+        version=version,
+        instructions=instructions,
+        max_abs_diff=difference,
+        ratio_to_ours=instructions / ours,
+    )
