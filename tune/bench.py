@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.tolerance import network_tolerance
-from tune.errors import GateError, SetupError, UsageError
+from tune.errors import GateError, UsageError
 from tune.mobilenet import MobileNet
 from tune.peers import OURS, PEERS, REFERENCE, Array, Job, Peer
+from tune.peers.judge import difference, expected_logits
 from tune.peers.process import PeerFailed, Process
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def compare(
     x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(np.float32)
     job = Job(model=model, weights=weights, x=x, threads=threads, library=library.resolve())
     with ExitStack() as stack:
-        expected = _expected(reference, job, rounds)
+        expected = expected_logits(job, rounds.prepare_timeout_s, reference)
         entrants = []
         for name, peer in {OURS: PEERS[OURS], **peers}.items():
             progress(f"preparing {name}")
@@ -165,18 +165,7 @@ def _prepare(entrant: _Entrant, peer: Peer, job: Job, expected: Array, rounds: R
     entrant.version, y = entrant.process.ask(
         "prepare", peer, job, timeout_s=rounds.prepare_timeout_s
     )
-    if y.shape != expected.shape:
-        raise PeerFailed(f"its logits have shape {y.shape}; expected {expected.shape}")
-    entrant.max_abs_diff = float(np.max(np.abs(y - expected)))
-    allowed = network_tolerance(
-        job.model.dtype,
-        [layer.workload.terms for layer in job.model.layers],
-        scale=float(np.max(np.abs(expected))),
-    )
-    if not entrant.max_abs_diff <= allowed:  # so that a NaN is wrong too
-        raise PeerFailed(
-            f"its logits are off by {entrant.max_abs_diff:.3g}; expected at most {allowed:.3g}"
-        )
+    entrant.max_abs_diff = difference(job, y, expected)
 
 
 def _race(entrants: list[_Entrant], rounds: Rounds, progress: Callable[[str], None]) -> None:
@@ -191,20 +180,6 @@ def _race(entrants: list[_Entrant], rounds: Rounds, progress: Callable[[str], No
                     entrant.samples += entrant.process.ask(
                         "burst", rounds.warmup, rounds.burst_s, timeout_s=rounds.burst_timeout_s
                     )
-
-
-def _expected(reference: Peer, job: Job, rounds: Rounds) -> Array:
-    """The logits that every contender's are compared with."""
-    with Process(job.threads) as process:
-        try:
-            _, y = process.ask("prepare", reference, job, timeout_s=rounds.prepare_timeout_s)
-        except PeerFailed as failure:
-            raise SetupError(
-                f"the reference has no result: {failure}; expected PyTorch to compute it; "
-                f"run: pip install torch==2.13.0"
-            ) from None
-    logits: Array = y
-    return logits
 
 
 def _rows(entrants: Sequence[_Entrant]) -> tuple[Row, ...]:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.tolerance import network_tolerance
 from tune.emulator.cache import cache, once
 from tune.emulator.guest import Guest, unpack_wheels
 from tune.emulator.instrument import GuestFailed, GuestTimeout, Instrument, between_marks
 from tune.errors import GateError, SetupError
 from tune.mobilenet import MobileNet
-from tune.peers import OURS, PEERS, REFERENCE, Array, Job
+from tune.peers import OURS, PEERS, Array, Job
+from tune.peers.judge import difference, expected_logits
 from tune.peers.process import ROOT, PeerFailed, Process
 
 if TYPE_CHECKING:
@@ -101,21 +101,21 @@ def count(
     """
     x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(np.float32)
     job = Job(model=model, weights=weights, x=x, threads=1)
-    expected = _expected(job)
+    expected = expected_logits(job, TIMEOUT_S)
     progress(f"counting {OURS}")
-    ours, difference = _ours(library, job, expected, instrument)
-    rows = [_row(OURS, "", ours, difference, ours)]
+    ours, off = _ours(library, job, expected, instrument)
+    rows = [_row(OURS, "", ours, off, ours)]
     absent = []
     for name in peers:
         progress(f"counting {name}")
         try:
-            version, instructions, difference = _peer(
+            version, instructions, off = _peer(
                 name, job, expected, instrument, wheels.get(name, ())
             )
         except (PeerFailed, SetupError) as failure:
             absent.append(Absent(name=name, reason=str(failure)))
         else:
-            rows.append(_row(name, version, instructions, difference, ours))
+            rows.append(_row(name, version, instructions, off, ours))
     return Tally(
         floor=model.macs // LANES,
         rows=tuple(sorted(rows, key=lambda row: row.instructions)),
@@ -127,7 +127,7 @@ def _ours(library: Path, job: Job, expected: Array, instrument: Instrument) -> t
     """Instructions and distance from the expected logits. GateError when there are none."""
     try:
         counted = instrument.network(library, job.x, timeout_s=TIMEOUT_S)
-        return counted.instructions, _difference(job.model, counted.y, expected)
+        return counted.instructions, difference(job, counted.y.reshape(expected.shape), expected)
     except (GuestFailed, GuestTimeout, PeerFailed) as failure:
         raise GateError(
             f"{library} has no result: {failure}; expected right logits from an aarch64 library; "
@@ -144,9 +144,9 @@ def _peer(
     python = instrument.guest.python(path=(ROOT, site), plugin=instrument.plugin(out))
     with Process(threads=1, python=python) as process:
         version, y = process.ask("prepare", PEERS[name], job, timeout_s=TIMEOUT_S)
-        difference = _difference(job.model, y, expected)
+        off = difference(job, y, expected)
         process.ask("mark", CALLS, timeout_s=TIMEOUT_S)
-    return version, min(between_marks(out)), difference
+    return version, min(between_marks(out)), off
 
 
 def _site(name: str, guest: Guest, wheels: Sequence[str]) -> Path:
@@ -158,38 +158,11 @@ def _site(name: str, guest: Guest, wheels: Sequence[str]) -> Path:
     return once(cache() / "peers" / name, json.dumps(wheels), make)
 
 
-def _expected(job: Job) -> Array:
-    """The logits that every contender's are compared with."""
-    with Process(threads=1) as process:
-        try:
-            _, y = process.ask("prepare", REFERENCE, job, timeout_s=TIMEOUT_S)
-        except PeerFailed as failure:
-            raise SetupError(
-                f"the reference has no result: {failure}; expected PyTorch to compute it; "
-                f"run: pip install torch==2.13.0"
-            ) from None
-    logits: Array = y
-    return logits
-
-
-def _difference(model: MobileNet, y: Array, expected: Array) -> float:
-    """How far off the logits are; PeerFailed when that is too far."""
-    off = float(np.max(np.abs(y.reshape(expected.shape) - expected)))
-    allowed = network_tolerance(
-        model.dtype,
-        [layer.workload.terms for layer in model.layers],
-        scale=float(np.max(np.abs(expected))),
-    )
-    if not off <= allowed:  # so that a NaN is wrong too
-        raise PeerFailed(f"its logits are off by {off:.3g}; expected at most {allowed:.3g}")
-    return off
-
-
-def _row(name: str, version: str, instructions: int, difference: float, ours: int) -> Row:
+def _row(name: str, version: str, instructions: int, off: float, ours: int) -> Row:
     return Row(
         name=name,
         version=version,
         instructions=instructions,
-        max_abs_diff=difference,
+        max_abs_diff=off,
         ratio_to_ours=instructions / ours,
     )
