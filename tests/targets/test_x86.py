@@ -127,7 +127,7 @@ def test_linker_is_the_first_of_those_on_the_path(
     assert x86.linker() is None
     for name in ("clang++", "c++", "g++"):
         (tmp_path / name).touch(mode=0o755)
-        assert x86.linker() == str(tmp_path / name)
+        assert x86.linker() == (str(tmp_path / name),)
 
 
 def test_kinds_of_machines_have_what_stages_ask_for() -> None:
