@@ -39,6 +39,8 @@ class Record:
     estimator   what guessed the time; None when it was measured
     peak_flops  multiply-add peak of the threads used, measured in the same run, FLOP/s
     protocol    the rules by which the time was taken
+    board       address of the board that measured, None for this machine
+    ran         when it was sent there and when it had been measured, seconds since 1970
     when        UTC, ISO 8601
     """
 
@@ -57,6 +59,8 @@ class Record:
     estimator: str | None = None
     peak_flops: float | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
+    board: str | None = None
+    ran: tuple[float, float] | None = None
     tvm: str
     when: str
 
@@ -213,6 +217,7 @@ def _parse(line: bytes) -> Record | None:
         if found["format"] != FORMAT:
             return None
         found["seconds"] = tuple(found["seconds"])
+        found["ran"] = tuple(found["ran"]) if found.get("ran") else None
         record = Record(**{name: found[name] for name in _FIELDS if name in found})
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -304,6 +304,8 @@ class _Recorder:
             estimator=self.estimator,
             peak_flops=self.peak_flops,
             protocol=asdict(protocol),
+            board=outcome.board,
+            ran=outcome.ran,
             tvm=PINS["apache-tvm"],
             when=datetime.now(UTC).isoformat(timespec="seconds"),
         )
