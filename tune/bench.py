@@ -122,7 +122,7 @@ def compare(
                 _prepare(entrants[-1], peer, job, expected, rounds)
         _race(entrants, rounds, progress)
     return Comparison(
-        workload=_title(model),
+        workload=title(model),
         threads=threads,
         peak_gflops=peak_flops / 1e9,
         floor_s=2 * model.macs / peak_flops,
@@ -208,7 +208,8 @@ def percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
     return p20, median, p80
 
 
-def _title(model: MobileNet) -> str:
+def title(model: MobileNet) -> str:
+    """What is compared, in a line."""
     size = f"{model.resolution}x{model.resolution}"
     title = f"mobilenet_v1 alpha={model.alpha} {size} batch={model.batch} {model.dtype}"
     return f"{title} {model.variant}" + f" {model.body}" * (model.body != "separable")

@@ -109,14 +109,14 @@ def _classify(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     from tune import pipeline
-    from tune.report import comparison_table
+    from tune.report import comparison_table, tally_table
 
     target = _target(options)
-    comparison = pipeline.bench(
+    result = pipeline.bench(
         _model(options),
         target,
         pipeline.Log.at(options.log, target),
-        threads=_threads(options),
+        site=_site(options),
         weights=options.weights,
         seed=options.seed,
         library=options.lib,
@@ -124,8 +124,8 @@ def _bench(options: argparse.Namespace) -> None:
         rounds=options.rounds,
         progress=lambda line: print(line, file=sys.stderr),
     )
-    print(comparison_table(comparison))
-    _write_json(options, comparison)
+    print(comparison_table(result) if "floor_s" in result else tally_table(result))
+    _write_json(options, result)
 
 
 def _show_model(options: argparse.Namespace) -> None:
@@ -190,7 +190,7 @@ def _site(options: argparse.Namespace) -> Any:
     return Site(
         endpoint=options.rpc,
         key=options.rpc_key,
-        estimator=options.estimator,
+        estimator=getattr(options, "estimator", None),
         threads=options.threads,
         notice=lambda line: print(f"septune: {line}", file=sys.stderr),
     )

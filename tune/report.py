@@ -54,6 +54,31 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     return "\n".join([conditions, "", *_aligned([COMPARISON_COLUMNS, *rows], left=2), *absent])
 
 
+def tally_table(tally: dict[str, Any]) -> str:
+    """A stored `count.Tally` as lines, like `comparison_table`.
+
+    "% of fmla floor" is how near a count comes to one multiply-add an instruction in every lane.
+    """
+    head = ("name", "version", "M instructions", "× ours", "% of fmla floor", "max |diff|")
+    rows = [
+        (
+            row["name"],
+            row["version"],
+            f"{row['instructions'] / 1e6:.1f}",
+            f"{row['ratio_to_ours']:.2f}",
+            f"{tally['floor'] / row['instructions']:.0%}",
+            f"{row['max_abs_diff']:.1e}",
+        )
+        for row in tally["rows"]
+    ]
+    conditions = (
+        f"{tally['workload']}, executed instructions of one inference, 1 thread, emulated "
+        f"{tally['device']}, floor {tally['floor'] / 1e6:.1f} M"
+    )
+    absent = [f"absent: {each['name']}: {each['reason']}" for each in tally["absent"]]
+    return "\n".join([conditions, "", *_aligned([head, *rows], left=2), *absent])
+
+
 def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of `pipeline.winners` or `pipeline.show` as lines: the best of each workload."""
     head = ("workload", "config", "trials", "µs", "GFLOP/s", "% of peak", "default ×")

@@ -1,22 +1,30 @@
-"""The artifact against its peers."""
+"""The artifact against its peers: by the clock here or on a board, by instructions without one."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from targets import machines
 from targets.target import Target
-from tune.bench import Rounds, compare
+from tune.bench import Absent, Comparison, Rounds, Row, compare, percentiles, title
 from tune.errors import UsageError
 from tune.mobilenet import MobileNet
-from tune.peers import PEERS
-from tune.pins import check_pins
+from tune.peers import OURS, PEERS, Job
+from tune.peers.judge import difference, expected_logits
+from tune.pins import PINS, check_pins
 from tune.pipeline.building import build, weights_of
 from tune.pipeline.records import Log
-from tune.runners.local import LocalRunner
+from tune.pipeline.tuning import Site, runner_at
+from tune.weights import Weights
+
+SAMPLES = 30  # a round, on a board
 
 
 def bench(
@@ -24,7 +32,7 @@ def bench(
     target: Target,
     log: Log,
     *,
-    threads: int,
+    site: Site,
     weights: Path | None,
     seed: int,
     library: Path | None,
@@ -32,7 +40,11 @@ def bench(
     rounds: int,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Our library, built from the log when none is given, against peers: the comparison as data."""
+    """Our library, built from the log when none is given, against peers: the result as data.
+
+    A `bench.Comparison` where code for `target` runs, here or on a board; elsewhere, for arm64, a
+    `count.Tally` of executed instructions.
+    """
     check_pins()
     for name in peers or ():
         if name not in PEERS:
@@ -40,25 +52,107 @@ def bench(
                 f"peer {name!r} is not known; expected some of {', '.join(PEERS)}; "
                 f"leave --peers out for all that are installed"
             )
-    contenders = {name: PEERS[name] for name in peers or PEERS}
+    local = site.endpoint is None and machines(target.kind).can_run(target)
+    counting = not local and site.endpoint is None and target.kind == "arm64"
+    threads = 1 if counting else site.threads or os.cpu_count() or 1
+    ours = weights_of(model, weights, seed)
     with tempfile.TemporaryDirectory(prefix="septune-") as folder:
         if library is None:
             progress("building our library from the log")
             library = Path(folder) / "bench.so"
             arguments = {"threads": threads, "weights": weights, "seed": seed, "output": library}
             build(model, target, log, **arguments)  # type: ignore[arg-type]
+        if counting:
+            return _counted(model, target, ours, library, peers, seed, progress)
+        if not local:
+            return _on_board(model, target, site, ours, library, peers, rounds * SAMPLES, seed)
         progress("measuring the multiply-add peak")
-        with LocalRunner(target, threads, builders=1) as runner:
+        with runner_at(site, target) as runner:
             peak_flops = runner.peak_flops()
         comparison = compare(
             model,
-            weights_of(model, weights, seed),
+            ours,
             library,
             threads=threads,
             peak_flops=peak_flops,
             device=target.device,
             rounds=Rounds(count=rounds),
-            peers=contenders,
+            peers={name: PEERS[name] for name in peers or PEERS},
+            seed=seed,
             progress=progress,
         )
     return asdict(comparison)
+
+
+def _counted(
+    model: MobileNet,
+    target: Target,
+    weights: Weights,
+    library: Path,
+    peers: Sequence[str] | None,
+    seed: int,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Executed instructions of one inference on one emulated thread."""
+    from tune.builder import linker
+    from tune.count import WHEELS, count
+    from tune.emulator.guest import guest
+    from tune.emulator.instrument import instrument
+
+    chosen = [name for name in peers or WHEELS if name != OURS]
+    tally = count(
+        model,
+        weights,
+        library,
+        instrument(guest(progress), linker(target)),
+        peers=chosen,
+        seed=seed,
+        progress=progress,
+    )
+    return {"workload": title(model), "device": target.device} | asdict(tally)
+
+
+def _on_board(
+    model: MobileNet,
+    target: Target,
+    site: Site,
+    weights: Weights,
+    library: Path,
+    peers: Sequence[str] | None,
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Our library alone: what else a board has installed, its server cannot tell."""
+    from tune.runners.rpc import RpcRunner
+
+    x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(np.float32)
+    job = Job(model=model, weights=weights, x=x, threads=1)
+    runner = runner_at(site, target)
+    assert isinstance(runner, RpcRunner)
+    with runner:
+        peak_flops = runner.peak_flops()
+        logits, seconds = runner.infer(library, x, samples)
+    p20_s, median_s, p80_s = percentiles(seconds)
+    off = difference(job, logits, expected_logits(job, Rounds().prepare_timeout_s))
+    row = Row(
+        name=OURS,
+        version=f"tvm {PINS['apache-tvm']}",
+        median_s=median_s,
+        p20_s=p20_s,
+        p80_s=p80_s,
+        max_abs_diff=off,
+        ratio_to_ours=1.0,
+    )
+    reason = "only our library can be sent to a board; run the peer's own benchmark on it"
+    return asdict(
+        Comparison(
+            workload=title(model),
+            threads=runner.threads,
+            peak_gflops=peak_flops / 1e9,
+            floor_s=2 * model.macs / peak_flops,
+            load_average=os.getloadavg()[0],
+            device=target.device,
+            rows=(row,),
+            absent=tuple(Absent(name=name, reason=reason) for name in peers or () if name != OURS),
+        )
+    )
