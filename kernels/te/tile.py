@@ -91,8 +91,7 @@ def vectorize_last(schedule: Schedule, block: SBlockRV, width: int, unrolled: in
         return
     *outer, last = schedule.get_loops(block)
     vector, lane = schedule.split(last, [None, width])
-    if width > 1:
-        schedule.vectorize(lane)
+    schedule.vectorize(lane)
     unroll(schedule, *[*outer, vector][-unrolled:])
 
 
