@@ -19,6 +19,7 @@ from typing import Any
 
 from kernels.space import Config
 from kernels.workload import parse
+from targets import TARGETS
 from tune.errors import LogError
 
 FORMAT = 1
@@ -236,6 +237,7 @@ def _is_sound(record: Record) -> bool:
         and isinstance(record.protocol, dict)
         and isinstance(record.config, dict)
         and all(isinstance(value, int | str) for value in record.config.values())
+        and record.target in TARGETS
         and _is_workload(record.workload)
     )
 

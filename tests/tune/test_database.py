@@ -127,6 +127,7 @@ def foreign(**changes: object) -> str:
         foreign(config={"BLOCK_P": None}),
         foreign(threads="two"),
         foreign(workload=None),
+        foreign(target="vax"),
         foreign(workload="separable/f32/n1.h14.w14.c512/relu6"),
         "\x00" * 40,
         "\ud800",
