@@ -15,6 +15,7 @@ import pytest
 from kernels import KERNELS
 from kernels.te import conv, depthwise, head, pointwise
 from kernels.version import version
+from targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
 MODULES: dict[str, Any] = {
@@ -26,18 +27,27 @@ MODULES: dict[str, Any] = {
 
 
 def computed_anew() -> dict[str, str]:
-    """Versions by kernel, from no cache."""
+    """Versions by kind of machine and kernel, from no cache."""
     version.cache_clear()
-    versions = {name: version(name) for name in KERNELS}
+    versions = {f"{kind} {name}": version(name, kind) for kind in TARGETS for name in KERNELS}
     version.cache_clear()
     return versions
+
+
+def changed(before: dict[str, str]) -> set[str]:
+    """Kernels whose version is another than before, on every kind of machine."""
+    after = computed_anew()
+    others = [{n for n in KERNELS if before[f"{k} {n}"] != after[f"{k} {n}"]} for k in TARGETS]
+    assert all(names == others[0] for names in others)
+    return others[0]
 
 
 def test_every_kernel_has_a_version_of_its_own() -> None:
     """So each supports a probe: digests of nothing would be equal."""
     versions = computed_anew()
     assert all(re.fullmatch("[0-9a-f]{12}", digits) for digits in versions.values())
-    assert len(set(versions.values())) == len(KERNELS) == len(MODULES)
+    assert len(set(versions.values())) == len(KERNELS) * len(TARGETS)
+    assert set(MODULES) == set(KERNELS)
 
 
 def test_same_again() -> None:
@@ -49,7 +59,9 @@ def test_same_in_a_process_that_asks_in_another_order() -> None:
         "import json, sys\n"
         "from kernels import KERNELS\n"
         "from kernels.version import version\n"
-        "print(json.dumps({name: version(name) for name in reversed(KERNELS)}))"
+        "from targets import TARGETS\n"
+        "pairs = [(kind, name) for kind in TARGETS for name in KERNELS]\n"
+        "print(json.dumps({f'{k} {name}': version(name, k) for k, name in reversed(pairs)}))"
     )
     printed = subprocess.run(
         [sys.executable, "-c", code],
@@ -65,16 +77,14 @@ def test_same_in_a_process_that_asks_in_another_order() -> None:
 def test_another_schedule_is_another_version(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = computed_anew()
     monkeypatch.setattr(MODULES[name], "unroll", lambda schedule, *loops: None)
-    after = computed_anew()
-    assert {kernel for kernel in KERNELS if before[kernel] != after[kernel]} == {name}
+    assert changed(before) == {name}
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_another_formula_is_another_version(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = computed_anew()
     monkeypatch.setattr(MODULES[name], "activate", lambda value, activation: value * 2)
-    after = computed_anew()
-    assert {kernel for kernel in KERNELS if before[kernel] != after[kernel]} == {name}
+    assert changed(before) == {name}
 
 
 def test_choosing_other_defaults_is_no_other_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,4 +94,4 @@ def test_choosing_other_defaults_is_no_other_version(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         pointwise, "Knob", lambda name, choices, default: knob(name, choices, choices[0])
     )
-    assert computed_anew() == before
+    assert changed(before) == set()

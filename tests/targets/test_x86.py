@@ -57,6 +57,9 @@ def test_host_is_the_entry_that_says_most(name: str, tmp_path: Path) -> None:
     cpuinfo = planted(tmp_path, vendor, flags, name)
     assert x86.host(cpuinfo) is x86.DEVICES[device]
     assert x86.can_run(x86.host(cpuinfo), cpuinfo)
+    assert [entry.device for entry in x86.DEVICES.values() if x86.is_core(entry, cpuinfo)] == [
+        device
+    ]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,9 @@ def test_kinds_of_machines_have_what_stages_ask_for() -> None:
     for kind in TARGETS:
         module = machines(kind)
         assert {target.kind for target in module.DEVICES.values()} == {kind}
-        assert all(callable(getattr(module, name)) for name in ("host", "can_run", "linker"))
+        for name in ("host", "can_run", "is_core", "cores", "linker"):
+            assert callable(getattr(module, name))
+        assert "; expected " in module.NO_LINKER
 
 
 def test_unknown_kind_of_machine() -> None:

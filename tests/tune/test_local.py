@@ -19,7 +19,7 @@ from kernels.workload import Pointwise, Workload
 from targets import machines
 from targets.target import Target
 from tune import builder
-from tune.runners import local
+from tune.runners import builders, local
 from tune.runners.local import TRIAL, LocalRunner
 from tune.runners.protocol import Outcome
 
@@ -58,7 +58,7 @@ def measured(
 ) -> Outcome:
     """The outcome of the default config when candidates are built by `build`."""
     with monkeypatch.context() as patch:
-        patch.setattr(local, "build", build)
+        patch.setattr(builders, "build", build)
         [outcome] = runner.measure(WORKLOAD, "te.pointwise", [RIGHT])
     assert outcome.config == RIGHT
     assert outcome.error is not None
@@ -103,7 +103,7 @@ def test_candidate_that_computes_something_else_has_no_time(
 def build_library(body: str, path: Path) -> Shapes:
     source = path.with_suffix(".c")
     source.write_text(LIBRARY.format(body=body))
-    command = [builder.linker(TARGET), "-x", "c", "-shared", "-fPIC", "-o", str(path), str(source)]
+    command = [*builder.linker(TARGET), "-x", "c", "-shared", "-fPIC", "-o", str(path), str(source)]
     subprocess.run(command, check=True)
     return SHAPES
 
@@ -169,7 +169,7 @@ def test_compiler_that_crashes(runner: LocalRunner, monkeypatch: pytest.MonkeyPa
 
 
 def test_compiler_that_hangs(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "BUILD_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(builders, "BUILD_TIMEOUT_S", 1.0)
     outcome = measured(runner, monkeypatch, hang)
     assert outcome.error == "timeout: compiler gave no answer after 1 s"
 

@@ -24,7 +24,7 @@ FIRST, SECOND, *_ = [config for config in SPACE if config != SPACE.default]
 RECORD = Record(
     workload=WORKLOAD.key,
     kernel="te.pointwise",
-    kernel_version=version("te.pointwise"),
+    kernel_version=version("te.pointwise", "x86"),
     config=FIRST,
     target="x86",
     device="znver4",
@@ -74,6 +74,15 @@ def test_what_was_found_elsewhere_is_never_measured(changes: dict[str, Any]) -> 
     assert choice.time_s is None
     assert choice.record == faster
     assert chosen(faster, RECORD) == chosen(RECORD, faster) == chosen(RECORD)
+
+
+def test_estimate_of_its_own_is_told_as_one() -> None:
+    """Estimates are made for one thread, and stand until anything is measured."""
+    estimate = replace(RECORD, config=SECOND, seconds=(1e-9,), threads=1, estimator="mca")
+    choice = chosen(estimate)
+    assert (choice.why, choice.config, choice.record) == ("estimated", SECOND, estimate)
+    assert chosen(estimate, RECORD) == chosen(RECORD)
+    assert chosen(replace(estimate, device="znver3")).why == "transferred"
 
 
 def test_failures_leave_the_default() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,7 +182,7 @@ def test_manifest_says_what_the_library_is(library: Path) -> None:
     assert [layer["name"] for layer in layers] == [layer.name for layer in MODEL.layers]
     assert [layer["workload"] for layer in layers] == [layer.workload.key for layer in MODEL.layers]
     assert {layer["why"] for layer in layers} == {"default"}
-    assert all(version(layer["kernel"]) for layer in layers)
+    assert all(version(layer["kernel"], "x86") for layer in layers)
 
 
 def test_manifest_tells_libraries_and_weights_apart(library: Path, tmp_path: Path) -> None:
@@ -292,15 +293,19 @@ def test_library_that_was_copied_in_part(
     )
 
 
-def test_loads_without_torch_and_compiler(library: Path) -> None:
+def test_loads_without_torch_and_compiler(library: Path, tmp_path: Path) -> None:
     code = (
         "import sys, numpy\n"
+        "sys.modules['torch'] = None\n"
         "from tune.runtime import load\n"
         f"print(load({str(library)!r})(numpy.zeros({MODEL.input_shape}, 'float32')).shape)\n"
-        "print(*sorted({'torch', 'xgboost'} & {*sys.modules}))"
     )
     process = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
-    assert process.stdout.splitlines()[0] == "(1, 5)"
-    assert process.stdout.split()[2:] == []
+    assert process.stdout == "(1, 5)\n"
