@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kernels import kernel, kernels_for
 from kernels.workload import Conv, Depthwise, Head, Pointwise, Workload
@@ -21,7 +25,7 @@ PROBE_DEVICES = {"x86": "x86-64-v3", "arm64": "cortex-a76"}
 
 @cache
 def version(name: str, kind: str) -> str:
-    """Twelve hex digits that change when what the kernel lowers its probes to does.
+    """Twelve hex digits that change when the kernel lowers or packs its probes in another way.
 
     kind  of machine; a schedule for one may change without that for another
 
@@ -35,4 +39,12 @@ def version(name: str, kind: str) -> str:
             configs = list(kernel(name).space(probe, target))
             for config in (configs[0], configs[len(configs) // 2], configs[-1]):
                 digest.update(kernel(name).lower(probe, config, target)["main"].script().encode())
+                for packed in kernel(name).pack(probe, config, *_counted(probe)):
+                    digest.update(packed.tobytes())
     return digest.hexdigest()[:12]
+
+
+def _counted(probe: Workload) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weights and bias whose values tell where each went."""
+    values = np.arange(prod(probe.wt_shape) + probe.Co, dtype=np.float32)
+    return values[probe.Co :].reshape(probe.wt_shape), values[: probe.Co]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from targets import TARGETS
 from targets.target import Endpoint
 from tune.database import ESTIMATORS
-from tune.errors import SeptuneError, UsageError
+from tune.errors import SeptuneError, SetupError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,6 +142,24 @@ def _show_log(options: argparse.Namespace) -> None:
     print(tuning_table(rows))
     print(f"log: {options.log}" + (f", {skipped} unreadable lines skipped" if skipped else ""))
     _write_json(options, rows)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from tune.doctor import examine
+    from tune.report import findings_table
+
+    findings = examine()
+    print(findings_table(findings))
+    lacking = [finding for finding in findings if finding.needed and finding.found is None]
+    if lacking:
+        raise SetupError(f"{lacking[0].what}: {lacking[0].remedy}")
+
+
+def _list_targets(options: argparse.Namespace) -> None:
+    from targets import machines
+    from tune.report import devices_table
+
+    print(devices_table([d for kind in TARGETS for d in machines(kind).DEVICES.values()]))
 
 
 def _board_verb(options: argparse.Namespace) -> None:
@@ -293,6 +311,12 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--body", choices=("separable", "full", "shallow"), default="separable")
     model.set_defaults(verb=_show_model)
 
+    doctor = verbs.add_parser("doctor", help="what this machine has of the tools needed")
+    doctor.set_defaults(verb=_doctor)
+
+    targets = verbs.add_parser("targets", help="the known machines")
+    targets.set_defaults(verb=_list_targets)
+
     log = verbs.add_parser("log", help="read tuning logs").add_subparsers(
         required=True, metavar="what", parser_class=_Parser
     )
@@ -303,7 +327,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 WEIGHTS_HELP = "checkpoint, .safetensors or .pt; default: ImageNet where it fits, else random"
-EFFORT_HELP = "trials a workload: quick 24, full 96, max the whole space; default: full"
+EFFORT_HELP = "quick, full, or max, which stops only when every space is measured; default: full"
 
 
 def _board() -> _Parser:

@@ -116,6 +116,29 @@ def progress_line(event: Any) -> str:
     return f"{event.done:4d} {record.stage} {record.workload}: {result}{best}{left}"
 
 
+def findings_table(findings: Sequence[Any]) -> str:
+    """`doctor.Finding`s as lines, what is missing with its remedy."""
+    rows = [(each.what, each.found or f"missing: {each.remedy}") for each in findings]
+    return "\n".join(_aligned(rows, left=2))
+
+
+def devices_table(devices: Sequence[Any]) -> str:
+    """`targets.Target`s as lines: what schedules are sized by."""
+    head = ("kind", "device", "vector bits", "registers", "L1 KiB", "L2 KiB")
+    rows = [
+        (
+            device.kind,
+            device.device,
+            str(device.limits.vector_bits),
+            str(device.limits.vector_registers),
+            str(device.limits.l1_bytes // 1024),
+            str(device.limits.l2_bytes // 1024),
+        )
+        for device in devices
+    ]
+    return "\n".join(_aligned([head, *rows], left=2))
+
+
 def plan_summary(manifest: dict[str, Any]) -> str:
     """How many layers were measured, carried over or left at a default, and which were not."""
     layers = manifest["layers"]

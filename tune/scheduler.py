@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FIRST = 8  # trials that every task gets before tasks are compared
-WORTHWHILE = 0.001  # of the network's time; a task that promises less is not measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +28,10 @@ class Task:
     gain: float
 
 
-def choose(tasks: Sequence[Task]) -> Task | None:
+def choose(tasks: Sequence[Task], *, worthwhile: float) -> Task | None:
     """The task that promises the network most, None when none promises enough.
+
+    worthwhile  share of the network's time; a task that promises less is not measured
 
     Every task gets its first trials, the least tried before the others. One of which all trials
     failed comes last, lest a kernel that cannot run here takes the time of those that can. Among
@@ -43,9 +44,9 @@ def choose(tasks: Sequence[Task]) -> Task | None:
     network_s = sum(task.weight * (task.best_s or 0.0) for task in tasks)
     timed = [task for task in candidates if task.best_s is not None]
     best = max(timed, key=_promise_s, default=None)
-    if best is not None and _promise_s(best) >= WORTHWHILE * network_s:
+    if best is not None and _promise_s(best) >= worthwhile * network_s:
         return best
-    failing = [task for task in candidates if task.best_s is None and task.gain >= WORTHWHILE]
+    failing = [task for task in candidates if task.best_s is None and task.gain >= worthwhile]
     return max(failing, key=lambda task: task.gain, default=None)
 
 

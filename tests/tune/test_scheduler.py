@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from tune.scheduler import FIRST, WORTHWHILE, Task, choose
+from tune import scheduler
+from tune.scheduler import FIRST, Task
+
+WORTHWHILE = 0.001
+choose = partial(scheduler.choose, worthwhile=WORTHWHILE)
 
 TASK = Task(key="a", weight=1, best_s=1e-3, trials=FIRST, remaining=100, gain=0.1)
 

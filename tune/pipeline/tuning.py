@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from kernels import KERNELS, kernel, kernels_for
 from kernels.space import Config, Space
@@ -28,7 +28,23 @@ from tune.scheduler import Task, choose
 from tune.search import expected_gain, propose
 from tune.transfer import similar
 
-TRIALS = {"quick": 24, "full": 96, "max": 1 << 30}  # a workload and kernel
+
+class Effort(NamedTuple):
+    """When a search ends.
+
+    trials      of a workload with a kernel, at most
+    worthwhile  share of the network's time that further trials must promise
+    """
+
+    trials: int
+    worthwhile: float
+
+
+EFFORTS = {
+    "quick": Effort(trials=24, worthwhile=0.002),
+    "full": Effort(trials=96, worthwhile=0.001),
+    "max": Effort(trials=1 << 30, worthwhile=0.0),
+}
 BATCH = 8
 FINALISTS = 6
 FINALS_SHARE = 0.2  # of the budget
@@ -131,7 +147,7 @@ def tune(
             left = left_s()
             if left is not None and budget_s is not None and left < FINALS_SHARE * budget_s:
                 break
-            search = _next(searches, recorder.peak_flops, TRIALS[effort])
+            search = _next(searches, recorder.peak_flops, EFFORTS[effort])
             if search is None:
                 break
             count = BATCH if trials is None else min(BATCH, trials - done)
@@ -222,13 +238,13 @@ def _searches(
     return searches
 
 
-def _next(searches: Sequence[_Search], peak_flops: float, most: int) -> _Search | None:
+def _next(searches: Sequence[_Search], peak_flops: float, effort: Effort) -> _Search | None:
     """The search where the network can gain most, None when none is worth its time."""
     by_key = {f"{search.workload.key} {search.kernel}": search for search in searches}
     tasks = []
     for key, search in by_key.items():
         tried = len({tuple(sorted(config.items())) for config, _ in search.history})
-        remaining = min(search.size, most) - tried
+        remaining = min(search.size, effort.trials) - tried
         floor_s = flops(search.workload) / peak_flops
         gain = expected_gain(search.history, space_size=search.size, floor_s=floor_s)
         tasks.append(
@@ -241,7 +257,7 @@ def _next(searches: Sequence[_Search], peak_flops: float, most: int) -> _Search 
                 gain=gain,
             )
         )
-    chosen = choose(tasks)
+    chosen = choose(tasks, worthwhile=effort.worthwhile)
     return None if chosen is None else by_key[chosen.key]
 
 
