@@ -121,7 +121,8 @@ def test_arguments_reach_the_call_and_its_output_comes_back(
     library = build(CALLED.format(body), tmp_path / "double.so", "-shared", "-fPIC")
     x = np.arange(5, dtype=np.float32).reshape(1, 5)
     count = machine.kernel(library, [x, np.full((1, 5), np.nan, np.float32)])
-    np.testing.assert_array_equal(count.y, 2 * x)
+    np.testing.assert_array_equal(count.y.reshape(x.shape), 2 * x)
+    assert count.instructions == sum(len(code) * times for times, code in count.blocks)
     assert 10 < count.instructions < 2000
 
 

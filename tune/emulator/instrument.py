@@ -11,10 +11,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +39,23 @@ class GuestTimeout(Exception):
     """The emulated program did not end in time; it was killed."""
 
 
+class Block(NamedTuple):
+    """A stretch of code without a jump into it, and how often it was executed.
+
+    code  its instructions as encoded, 32 bits each
+    """
+
+    executions: int
+    code: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
     """Instructions of one call after the first, on one thread, and its output."""
 
     instructions: int
     y: Array
+    blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,61 +68,78 @@ class Instrument:
 
     def kernel(self, library: Path, arguments: Sequence[Array], timeout_s: float = 60.0) -> Count:
         """Of `main(*arguments)`; the last argument is the output. GuestFailed, GuestTimeout."""
-        with tempfile.TemporaryDirectory(prefix="septune-") as name:
-            folder = Path(name)
-            tensors = [_saved(folder, f"{i}.f32", array) for i, array in enumerate(arguments)]
-            instructions = self._run(folder, timeout_s, "kernel", library, *tensors)
-            y = np.fromfile(folder / f"{len(arguments) - 1}.f32", np.float32)
-        return Count(instructions=instructions, y=y.reshape(arguments[-1].shape))
+        names = [f"{i}.f32" for i in range(len(arguments))]
+        files = dict(zip(names, arguments, strict=True))
+        return self._count("kernel", library, files, (), names[-1], timeout_s)
 
     def network(self, library: Path, image: Array, timeout_s: float = 300.0) -> Count:
         """Of one inference of a whole network; y (values,). GuestFailed, GuestTimeout."""
-        with tempfile.TemporaryDirectory(prefix="septune-") as name:
-            folder = Path(name)
-            x = _saved(folder, "x.f32", image)
-            instructions = self._run(folder, timeout_s, "network", library, x, "y.f32")
-            return Count(instructions=instructions, y=np.fromfile(folder / "y.f32", np.float32))
+        return self._count("network", library, {"x.f32": image}, ("y.f32",), "y.f32", timeout_s)
 
-    def plugin(self, out: Path) -> str:
-        """For `Guest.command`: count, and write the total at each mark to `out`."""
-        return f"{self.counter},out={out}"
+    def plugin(self, out: Path, blocks: Path | None = None) -> str:
+        """For `Guest.command`: count, and write as counter.c says."""
+        return f"{self.counter},out={out}" + (f",blocks={blocks}" if blocks else "")
 
-    def _run(self, folder: Path, timeout_s: float, what: str, library: Path, *files: str) -> int:
-        """Instructions between the last two marks, the driver working in `folder`.
+    def _count(
+        self,
+        what: str,
+        library: Path,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        y: str,
+        timeout_s: float,
+    ) -> Count:
+        """What the driver does with `inputs` and `outputs`, files in a folder of its own.
 
         It is called by the same words in the same environment every time: their length moves the
         stack, and where data lies decides how memcpy copies it.
         """
-        (folder / "library.so").symlink_to(library.resolve())
-        command = self.guest.command(
-            self.driver,
-            what,
-            "./library.so",
-            str(CALLS),
-            *files,
-            plugin=self.plugin(folder / "marks"),
-            settings=SINGLE,
-        )
-        try:
-            done = subprocess.run(
-                command,
-                cwd=folder,
-                env={},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=timeout_s,
+        with tempfile.TemporaryDirectory(prefix="septune-") as name:
+            folder = Path(name)
+            (folder / "library.so").symlink_to(library.resolve())
+            for file, array in inputs.items():
+                array.tofile(folder / file)
+            tensors = [f"{file}:{_spelt(array.shape)}" for file, array in inputs.items()]
+            command = self.guest.command(
+                *(str(self.driver), what, "./library.so", str(CALLS), *tensors, *outputs),
+                plugin=self.plugin(folder / "marks", folder / "blocks"),
+                settings=SINGLE,
             )
-        except subprocess.TimeoutExpired:
-            raise GuestTimeout(f"no end after {timeout_s:g} s") from None
-        if done.returncode:
-            raise GuestFailed(_end(done.returncode, done.stderr.decode(errors="replace")))
-        return between_marks(folder / "marks")[-1]
+            _run(command, folder, timeout_s)
+            return Count(
+                instructions=between_marks(folder / "marks")[-1],
+                y=np.fromfile(folder / y, np.float32),
+                blocks=_blocks(folder / "blocks"),
+            )
 
 
 def between_marks(out: Path) -> tuple[int, ...]:
     """Instructions from each mark to the next, from what the plugin wrote."""
-    totals = [int(line) for line in out.read_text().split()]
-    return tuple(after - before for before, after in pairwise(totals))
+    return tuple(map(int, out.read_text().split()[1:]))
+
+
+def _blocks(listing: Path) -> tuple[Block, ...]:
+    lines = [line.split() for line in listing.read_text().splitlines()]
+    return tuple(
+        Block(int(executions), tuple(int(word, 16) for word in code)) for executions, *code in lines
+    )
+
+
+def _run(command: Sequence[str], folder: Path, timeout_s: float) -> None:
+    """Run `command` in `folder`, its environment empty. GuestFailed, GuestTimeout."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        raise GuestTimeout(f"no end after {timeout_s:g} s") from None
+    if done.returncode:
+        raise GuestFailed(_end(done.returncode, done.stderr.decode(errors="replace")))
 
 
 def instrument(guest: Guest, linker: Sequence[str]) -> Instrument:
@@ -160,10 +188,8 @@ def _compile(*command: str | Path) -> None:
         )
 
 
-def _saved(folder: Path, name: str, array: Array) -> str:
-    """Writes `array` to a file; that and the shape as the driver wants them named."""
-    array.tofile(folder / name)
-    return f"{name}:{'x'.join(map(str, array.shape))}"
+def _spelt(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _end(status: int, printed: str) -> str:

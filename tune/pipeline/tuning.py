@@ -175,10 +175,10 @@ def tune(
 def runner_at(site: Site, target: Target) -> Runner:
     """What measures there. SetupError when code for `target` cannot run there."""
     cores = os.cpu_count() or 1
-    if site.estimator == "instructions":
-        from tune.runners.instructions import InstructionRunner
+    if site.estimator is not None:
+        from tune.runners.estimate import EstimateRunner
 
-        return InstructionRunner(target, workers=cores)
+        return EstimateRunner(target, workers=cores, estimator=site.estimator)
     if site.endpoint is not None:
         from tune.runners.rpc import RpcRunner
 

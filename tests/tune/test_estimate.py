@@ -1,4 +1,4 @@
-"""Candidates judged by executed instructions: exact, repeatable, and only when they are right."""
+"""Candidates judged without a board: exactly, repeatably, and only when they are right."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from targets.arm64 import DEVICES
 from tune.emulator import qemu
 from tune.emulator.instrument import GuestFailed, GuestTimeout, Instrument
 from tune.errors import SetupError
-from tune.runners import instructions
-from tune.runners.instructions import INSTRUCTIONS_PER_S, InstructionRunner
+from tune.runners import estimate
+from tune.runners.estimate import NOMINAL_HZ, EstimateRunner
 
 TARGET = DEVICES["cortex-a76"]
 POINTWISE = Pointwise(N=1, H=7, W=7, Ci=64, Co=64)
@@ -26,10 +26,10 @@ DEPTHWISE = Depthwise(N=1, Hi=14, Wi=14, C=32, stride=2, pad=(0, 1, 0, 1))
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[InstructionRunner]:
+def runner() -> Iterator[EstimateRunner]:
     if shutil.which(qemu.PROGRAM) is None and os.environ.get("CI") != "true":
         pytest.skip(f"counting instructions needs {qemu.PROGRAM}")
-    with InstructionRunner(TARGET, workers=2) as runner:
+    with EstimateRunner(TARGET, workers=2) as runner:
         yield runner
 
 
@@ -39,19 +39,33 @@ def runner() -> Iterator[InstructionRunner]:
     ids=["pointwise", "depthwise"],
 )
 def test_counts_are_whole_repeatable_and_above_the_floor(
-    runner: InstructionRunner, name: str, workload: Pointwise | Depthwise
+    runner: EstimateRunner, name: str, workload: Pointwise | Depthwise
 ) -> None:
     config = kernel(name).space(workload, TARGET).default
     first, second = runner.measure(workload, name, [config, config])
     assert first.checked
     assert first.error is None
     assert first == second
-    count = first.seconds[0] * INSTRUCTIONS_PER_S
+    count = first.seconds[0] * NOMINAL_HZ
     assert count == pytest.approx(round(count), abs=1e-3)
     assert flops(workload) / runner.peak_flops() < first.seconds[0]
 
 
-def test_outcomes_come_in_the_order_of_their_configs(runner: InstructionRunner) -> None:
+def test_cycles_are_repeatable_and_fewer_than_instructions(runner: EstimateRunner) -> None:
+    if shutil.which("llvm-mca-19") is None and os.environ.get("CI") != "true":
+        pytest.skip("the pipeline model needs llvm-mca")
+    config = kernel("te.pointwise").space(POINTWISE, TARGET).default
+    with EstimateRunner(TARGET, workers=2, estimator="mca") as modelled:
+        first, second = modelled.measure(POINTWISE, "te.pointwise", [config, config])
+        assert first.checked
+        assert first == second
+        assert modelled.trial.tools.startswith(f"{runner.trial.tools}, llvm-mca")
+        assert flops(POINTWISE) / modelled.peak_flops() < first.seconds[0]
+    (counted,) = runner.measure(POINTWISE, "te.pointwise", [config])
+    assert first.seconds[0] < counted.seconds[0]  # the core starts more than one a cycle
+
+
+def test_outcomes_come_in_the_order_of_their_configs(runner: EstimateRunner) -> None:
     space = kernel("te.pointwise").space(POINTWISE, TARGET)
     configs = [config for config, _ in zip(space, range(5), strict=False)]
     outcomes = list(runner.measure(POINTWISE, "te.pointwise", configs))
@@ -60,7 +74,7 @@ def test_outcomes_come_in_the_order_of_their_configs(runner: InstructionRunner) 
 
 
 def test_a_wrong_result_has_no_count(
-    runner: InstructionRunner, monkeypatch: pytest.MonkeyPatch
+    runner: EstimateRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = kernel("te.pointwise")
 
@@ -68,7 +82,7 @@ def test_a_wrong_result_has_no_count(
         wt, bias = real.pack(*arguments)
         return wt, bias + np.float32(0.01)
 
-    monkeypatch.setattr(instructions, "kernel", lambda _: SimpleNamespace(pack=pack))
+    monkeypatch.setattr(estimate, "kernel", lambda _: SimpleNamespace(pack=pack))
     config = real.space(POINTWISE, TARGET).default
     (outcome,) = runner.measure(POINTWISE, "te.pointwise", [config])
     assert outcome.seconds == ()
@@ -77,7 +91,7 @@ def test_a_wrong_result_has_no_count(
     assert outcome.error.startswith("wrong: output")
 
 
-def test_what_cannot_be_built_is_a_result(runner: InstructionRunner) -> None:
+def test_what_cannot_be_built_is_a_result(runner: EstimateRunner) -> None:
     (outcome,) = runner.measure(POINTWISE, "te.pointwise", [{"BLOCK_P": 0}])
     assert outcome.error is not None
     assert outcome.error.startswith("compile: ")
@@ -92,7 +106,7 @@ def test_what_cannot_be_built_is_a_result(runner: InstructionRunner) -> None:
     ids=["crash", "hang"],
 )
 def test_a_candidate_that_fails_is_a_result(
-    runner: InstructionRunner, monkeypatch: pytest.MonkeyPatch, failure: Exception, error: str
+    runner: EstimateRunner, monkeypatch: pytest.MonkeyPatch, failure: Exception, error: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise failure
@@ -106,4 +120,4 @@ def test_a_candidate_that_fails_is_a_result(
 def test_without_an_emulator_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SetupError, match=qemu.PROGRAM):
-        InstructionRunner(TARGET, workers=1)
+        EstimateRunner(TARGET, workers=1)

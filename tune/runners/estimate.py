@@ -1,17 +1,19 @@
-"""Candidates for aarch64, judged by the instructions they execute: no board, no clock, no noise.
+"""Candidates for aarch64, judged without a board: by instructions executed or by cycles modelled.
 
-Each is built here, called under QEMU and checked against the reference like any other. Counts are
-exact, so that candidates may run side by side, and one call says it all.
+Each is built here, called under QEMU and checked against the reference like any other. Either
+measure depends on the code and its inputs alone, so that candidates may run side by side, and
+one call says it all.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,17 +21,30 @@ from kernels import kernel
 from kernels.space import Config
 from kernels.workload import Workload
 from targets.target import Target
+from tune import mca
 from tune.builder import build, linker
 from tune.emulator.guest import guest
-from tune.emulator.instrument import CALLS, GuestFailed, GuestTimeout, instrument
+from tune.emulator.instrument import CALLS, Count, GuestFailed, GuestTimeout, instrument
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 from tune.verify import case, difference
 
-ESTIMATOR = "instructions"
+# A record's seconds say how much: one instruction, or cycle, at 1 GHz is a unit, not a prediction.
+NOMINAL_HZ = 1e9
 
-# A record's seconds say how many: one instruction a cycle at 1 GHz is a unit, not a prediction.
-INSTRUCTIONS_PER_S = 1e9
+
+class Estimator(NamedTuple):
+    """How code is judged: its cost, and how many multiply-adds of a vector cost one at best."""
+
+    cost: Callable[[Count, Target], float]
+    peak: Callable[[Target], float]
+
+
+# As records name them.
+ESTIMATORS = {
+    "instructions": Estimator(lambda count, target: count.instructions, lambda target: 1.0),
+    "mca": Estimator(lambda count, target: mca.cycles(count.blocks, target), mca.peak),
+}
 
 BUILD_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 60.0
@@ -37,26 +52,30 @@ RUN_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """How instructions are counted; stored with them. Of `calls`, the last one counts."""
+    """How an estimate is made, and by what; stored with it. Of `calls`, the last one counts."""
 
+    tools: str
     calls: int = CALLS
 
 
-class InstructionRunner:
-    """Builds and counts `workers` candidates at a time, each on one emulated thread."""
+class EstimateRunner:
+    """Builds and judges `workers` candidates at a time, each on one emulated thread."""
 
-    trial = Protocol()
-    final = Protocol()
     threads = 1
 
-    def __init__(self, target: Target, workers: int) -> None:
-        """SetupError when the emulator, its packages or a compiler cannot be had."""
+    def __init__(self, target: Target, workers: int, estimator: str = "instructions") -> None:
+        """SetupError when the emulator, its packages, a compiler or LLVM's tools cannot be had."""
         self._target = target
+        self._estimator = ESTIMATORS[estimator]
         self._instrument = instrument(guest(), linker(target))
         self._workers = [Worker() for _ in range(workers)]
         self._folder = tempfile.TemporaryDirectory(prefix="septune-")
+        major, minor = self._instrument.guest.emulator.version
+        # Models of a core differ from one LLVM to the next.
+        model = f", {mca.tool()}" if estimator == "mca" else ""
+        self.trial = self.final = Protocol(tools=f"qemu {major}.{minor}{model}")
 
-    def __enter__(self) -> InstructionRunner:
+    def __enter__(self) -> EstimateRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,13 +84,14 @@ class InstructionRunner:
         self._folder.cleanup()
 
     def peak_flops(self) -> float:
-        """When every instruction is a multiply-add of a whole vector."""
-        return 2 * self._target.limits.lanes("float32") * INSTRUCTIONS_PER_S
+        """At the nominal frequency, with nothing but multiply-adds of whole vectors."""
+        lanes = self._target.limits.lanes("float32")
+        return 2 * lanes * self._estimator.peak(self._target) * NOMINAL_HZ
 
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
     ) -> Iterator[Outcome]:
-        """One outcome a config, in their order; its one sample is the count in nominal seconds."""
+        """One outcome a config, in their order; its one sample is its cost in nominal seconds."""
         case(workload)  # once, before all threads ask for it
         idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:
@@ -90,13 +110,13 @@ class InstructionRunner:
             yield from pool.map(judge, range(len(configs)), configs)
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
-        """None: what was counted once is known."""
+        """None: what was estimated once is known."""
         return []
 
     def _judge(
         self, worker: Worker, workload: Workload, name: str, config: Config, library: Path
     ) -> Outcome:
-        """Build, call, compare, count."""
+        """Build, call, compare, estimate."""
         try:
             shapes = worker.call(
                 build, workload, name, config, self._target, library, timeout_s=BUILD_TIMEOUT_S
@@ -119,5 +139,5 @@ class InstructionRunner:
         wrong = difference(workload, count.y)
         if wrong:
             return Outcome(config=config, error=f"wrong: {wrong}")
-        nominal_s = count.instructions / INSTRUCTIONS_PER_S
+        nominal_s = self._estimator.cost(count, self._target) / NOMINAL_HZ
         return Outcome(config=config, seconds=(nominal_s,), checked=True)
