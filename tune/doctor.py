@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from targets import TARGETS, machines
 from tune.errors import SetupError
+from tune.mca import tool
 from tune.peers import OURS, PEERS
 from tune.pins import check_pins
 
@@ -35,6 +36,7 @@ def examine() -> tuple[Finding, ...]:
         _device(),
         *(_linker(kind) for kind in TARGETS),
         _emulator(),
+        _tried("llvm-mca", False, tool),
         *(_peer(name) for name in PEERS if name != OURS),
     )
 

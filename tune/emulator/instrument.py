@@ -157,7 +157,7 @@ def instrument(guest: Guest, linker: Sequence[str]) -> Instrument:
             "install one, on Debian as root: apt-get install gcc"
         )
     sources = [SOURCES / "counter.c", SOURCES / "driver.c"]
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    code = _digest(b"".join(source.read_bytes() for source in sources))
 
     def make(folder: Path) -> None:
         api, mark = f"-DQEMU_PLUGIN_VERSION={_api(guest)}", f"-DMARK={MARK}"
@@ -167,9 +167,14 @@ def instrument(guest: Guest, linker: Sequence[str]) -> Instrument:
         headers = f"-I{libinfo.find_include_path()}"
         _compile(*linker, "-O2", "-x", "c", headers, mark, sources[1], *libraries, "-o", program)
 
-    stamp = f"{digest} {MARK} {compiler} {' '.join(linker)} {guest.emulator.version} {guest.site}"
-    folder = once(cache() / "instrument", stamp, make)
+    stamp = f"{code} {MARK} {compiler} {' '.join(linker)} {guest.emulator.version} {guest.site}"
+    # A folder for each, so that another checkout at work does not have its own replaced.
+    folder = once(cache() / f"instrument-{_digest(stamp.encode())}", stamp, make)
     return Instrument(guest=guest, counter=folder / "counter.so", driver=folder / "driver")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _api(guest: Guest) -> int:
