@@ -1,0 +1,89 @@
+"""The way to another machine: from the committed log to an answer of an emulated board."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tune import board, cli
+from tune.emulator import qemu
+
+pytestmark = pytest.mark.slow
+PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
+DEVICE = ["--target", "arm64", "--device", "cortex-a76"]
+SMALL = ["--alpha", "0.25", "--resolution", "32", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    if shutil.which(qemu.PROGRAM) is None and os.environ.get("CI") != "true":
+        pytest.skip(f"the emulated board needs {qemu.PROGRAM}")
+    with socket.socket() as probe:
+        probe.bind((board.HOST, 0))
+        port = int(probe.getsockname()[1])
+    yield board.start(port).address
+    board.stop(port)
+
+
+def test_photos_are_known_there(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = str(tmp_path / "arm64.so")
+    tuned = ["--require-tuned", "--allow-estimates"]
+    assert cli.main(["build", *DEVICE, "--threads", "1", *tuned, "-o", library]) == 0
+    assert "28 estimated" in capsys.readouterr().out
+    photos = [str(PHOTOS / name) for name in ("coffee.png", "chelsea.png")]
+    assert cli.main(["classify", "--rpc", address, "--lib", library, *photos]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["0.991", "espresso"]
+    assert lines[7].split() == ["0.497", "tabby", "cat"]
+
+
+def test_run_measures_on_the_board_whose_core_it_reads(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.jsonl"
+    there = ["--target", "arm64", "--rpc", address, "--log", str(log)]
+    assert cli.main(["run", *there, *SMALL, "--trials", "2"]) == 0
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record["device"] for record in records] == ["cortex-a76"] * len(records)
+    trials = [record for record in records if record["stage"] == "trial"]
+    assert [record["board"] for record in trials] == [address] * 2
+    assert all(record["estimator"] is None and record["checked"] for record in records)
+
+
+def test_an_estimate_is_not_enough_when_measurements_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "arm64.so")
+    assert cli.main(["build", *DEVICE, "--threads", "1", "--require-tuned", "-o", output]) == 1
+    assert "no record for stem, block1.depthwise" in capsys.readouterr().err
+
+
+def test_bench_counts_where_there_is_no_board(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "counts.json"
+    options = [*DEVICE, *SMALL, "--peers", "ncnn", "--json", str(table)]
+    assert cli.main(["bench", *options]) == 0
+    tally = json.loads(table.read_text())
+    ours, ncnn = sorted(tally["rows"], key=lambda row: row["name"] != "septune")
+    assert tally["floor"] < ours["instructions"] < ncnn["instructions"]
+    assert "% of fmla floor" in capsys.readouterr().out
+
+
+def test_bench_times_our_library_on_a_board(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "times.json"
+    options = ["--target", "arm64", "--rpc", address, *SMALL, "--rounds", "1"]
+    assert cli.main(["bench", *options, "--json", str(table)]) == 0
+    comparison = json.loads(table.read_text())
+    assert [row["name"] for row in comparison["rows"]] == ["septune"]
+    assert comparison["rows"][0]["median_s"] > comparison["floor_s"]
