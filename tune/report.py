@@ -79,9 +79,19 @@ def tally_table(tally: dict[str, Any]) -> str:
     return "\n".join([conditions, "", *_aligned([head, *rows], left=2), *absent])
 
 
+def _units(estimators: set[str | None]) -> tuple[str, str]:
+    """Names of 1e-6 and 1e-3 of what the records' seconds stand for: an estimate's are nominal."""
+    if len(estimators) > 1:
+        return "µs or k", "ms or M"
+    (estimator,) = estimators
+    counted = {None: None, "instructions": "instructions", "mca": "cycles"}[estimator]
+    return ("µs", "ms") if counted is None else (f"k {counted}", f"M {counted}")
+
+
 def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of `pipeline.winners` or `pipeline.show` as lines: the best of each workload."""
-    head = ("workload", "config", "trials", "µs", "GFLOP/s", "% of peak", "default ×")
+    small, large = _units({row["estimator"] for row in rows if row["trials"]} or {None})
+    head = ("workload", "config", "trials", small, "GFLOP/s", "% of peak", "default ×")
     named = any("device" in row for row in rows)
     lines = [("device", *head) if named else head]
     for row in rows:
@@ -101,13 +111,13 @@ def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
     if named or any(row["time_s"] is None for row in rows):
         return table
     total_s = sum(row["layers"] * row["time_s"] for row in rows)
-    return f"{table}\nall layers: {total_s * 1e3:.2f} ms"
+    return f"{table}\nall layers: {total_s * 1e3:.2f} {large}"
 
 
 def progress_line(event: Any) -> str:
     """A `pipeline.Progress` as a line: what was measured, the best of its workload, time left."""
     record = event.record
-    result = record.error or f"{record.time_s * 1e6:.1f} µs"
+    result = record.error or f"{record.time_s * 1e6:.1f} {_units({record.estimator})[0]}"
     best = ""
     if event.best_s is not None:
         rate = event.flops / event.best_s

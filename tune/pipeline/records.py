@@ -101,8 +101,8 @@ def show(path: Path) -> tuple[list[dict[str, Any]], int]:
         place = (record.device, record.workload, record.threads, record.estimator or "")
         groups.setdefault(place, []).append(record)
     rows = []
-    for (device, key, threads, estimator), found in sorted(groups.items(), key=lambda g: g[0]):
-        where = {"device": device, "threads": threads, "estimator": estimator or None}
+    for (device, key, threads, _), found in sorted(groups.items(), key=lambda g: g[0]):
+        where = {"device": device, "threads": threads}
         rows.append(where | _row(parse(key), found))
     return rows, contents.skipped
 
@@ -121,6 +121,7 @@ def _row(workload: Workload, records: Sequence[Record]) -> dict[str, Any]:
     )
     return {
         "workload": workload.key,
+        "estimator": first and first.estimator,
         "trials": sum(r.stage == "trial" for r in records),
         "failed": sum(r.error is not None for r in records),
         "kernel": winner and winner.kernel,

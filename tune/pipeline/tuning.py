@@ -143,9 +143,11 @@ def tune(
                 left_s=left_s(),
             )
 
+        exact = site.estimator is not None
+        finals_s = 0.0 if exact or budget_s is None else FINALS_SHARE * budget_s
         while trials is None or done < trials:
             left = left_s()
-            if left is not None and budget_s is not None and left < FINALS_SHARE * budget_s:
+            if left is not None and left <= finals_s:
                 break
             search = _next(searches, recorder.peak_flops, EFFORTS[effort])
             if search is None:
