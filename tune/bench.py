@@ -21,7 +21,7 @@ import numpy as np
 
 from tune.errors import GateError, UsageError
 from tune.mobilenet import MobileNet
-from tune.peers import OURS, PEERS, REFERENCE, Array, Job, Peer
+from tune.peers import OURS, PEERS, REFERENCE, Absent, Array, Job, Peer
 from tune.peers.judge import difference, expected_logits
 from tune.peers.process import PeerFailed, Process
 
@@ -59,14 +59,6 @@ class Row:
     p80_s: float
     max_abs_diff: float  # of its logits from the reference's
     ratio_to_ours: float  # of medians; above 1 is slower than ours
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Absent:
-    """A contender without a result, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

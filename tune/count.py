@@ -20,7 +20,7 @@ from tune.emulator.guest import Guest, unpack_wheels
 from tune.emulator.instrument import GuestFailed, GuestTimeout, Instrument, between_marks
 from tune.errors import GateError, SetupError
 from tune.mobilenet import MobileNet
-from tune.peers import OURS, PEERS, Array, Job
+from tune.peers import OURS, PEERS, Absent, Array, Job
 from tune.peers.judge import difference, expected_logits
 from tune.peers.process import ROOT, PeerFailed, Process
 
@@ -58,14 +58,6 @@ class Row:
     instructions: int
     max_abs_diff: float  # of its logits from the reference's
     ratio_to_ours: float  # of instructions; above 1 is more than ours
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Absent:
-    """A contender without a result, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,14 @@ class Job:
     library: Path | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """A contender without a result, and why."""
+
+    name: str
+    reason: str
+
+
 class Contender(Protocol):
     """A prepared network. Only `run` is timed: no conversion that a user would not pay for."""
 

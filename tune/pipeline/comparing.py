@@ -13,10 +13,10 @@ import numpy as np
 
 from targets import machines
 from targets.target import Target
-from tune.bench import Absent, Comparison, Rounds, Row, compare, percentiles, title
+from tune.bench import Comparison, Rounds, Row, compare, percentiles, title
 from tune.errors import UsageError
 from tune.mobilenet import MobileNet
-from tune.peers import OURS, PEERS, Job
+from tune.peers import OURS, PEERS, Absent, Job
 from tune.peers.judge import difference, expected_logits
 from tune.pins import PINS, check_pins
 from tune.pipeline.building import build, weights_of
