@@ -59,7 +59,7 @@ def space(workload: Depthwise, target: Target) -> Space:
 
     return Space(
         knobs=(
-            Knob("BLOCK_HO", rows, max(row for row in rows if row <= 4)),
+            Knob("BLOCK_HO", rows, max(row for row in rows if row <= 14)),
             Knob("BLOCK_WO", columns, min(7, workload.Wo)),
             Knob("BLOCK_C", channels, channels[0]),
         ),

@@ -15,7 +15,7 @@ Source  own; for the register tile Goto and van de Geijn, "Anatomy of High-Perfo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ from targets.target import Target
 
 LINE = 16  # values in one cache line
 FREE_REGISTERS = 4
+TASKS = 16  # by default at least, so that several cores have work
 
 
 def supports(workload: Workload, target: Target) -> bool:
@@ -62,12 +63,13 @@ def space(workload: Pointwise, target: Target) -> Space:
     # Where a factor may be a lane, steps come in whole vectors of channels.
     steps = (1, 4, 8, 16) if target.limits.lane_operand else (1, 2, 4)
     unrolls = tuple(count for count in steps if workload.Ci % count == 0)
+    chunk = _default_chunk(chunks[widest[0]], blocks(workload.Co, widest[1]))
     bursts = tuple(steps for steps in (32, 64, 128) if workload.Ci % steps == 0)
     return Space(
         knobs=(
             Knob("BLOCK_P", rows, widest[0]),
             Knob("BLOCK_CO", columns, widest[1]),
-            Knob("CHUNK", counts, max(chunks[widest[0]])),
+            Knob("CHUNK", counts, chunk),
             Knob("UNROLL_CI", unrolls, max(count for count in unrolls if count <= 4)),
             Knob("PREFETCH", (0, *bursts), 0),
         ),
@@ -145,6 +147,12 @@ def _register_tiles(workload: Pointwise, target: Target) -> tuple[tuple[int, int
         heights = _covering(pixels, range(max(1, tallest // 2), tallest + 1))
         tiles += [(rows, width * vectors) for rows in heights]
     return tuple(tiles)
+
+
+def _default_chunk(chunks: Sequence[int], columns: int) -> int:
+    """The largest of `chunks`, the last of which is all tiles, that leaves enough tasks."""
+    enough = [chunk for chunk in chunks if chunks[-1] // chunk * columns >= TASKS]
+    return max(enough, default=chunks[0])
 
 
 def _covering(size: int, tiles: Iterable[int]) -> list[int]:
