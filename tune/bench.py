@@ -102,8 +102,7 @@ def compare(
     _check(model, library)
     rounds = rounds or Rounds()
     load_average = os.getloadavg()[0]
-    x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(np.float32)
-    job = Job(model=model, weights=weights, x=x, threads=threads, library=library.resolve())
+    job = Job.at_random(model, weights, threads=threads, seed=seed, library=library.resolve())
     with ExitStack() as stack:
         expected = expected_logits(job, rounds.prepare_timeout_s, reference)
         entrants = []

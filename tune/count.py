@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tune.emulator.cache import cache, once
 from tune.emulator.guest import Guest, unpack_wheels
 from tune.emulator.instrument import GuestFailed, GuestTimeout, Instrument, between_marks
@@ -91,8 +89,7 @@ def count(
     A peer that cannot be had, fails, hangs or computes something else is absent, with the reason.
     GateError when that is our library; SetupError when the reference fails.
     """
-    x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(np.float32)
-    job = Job(model=model, weights=weights, x=x, threads=1)
+    job = Job.at_random(model, weights, threads=1, seed=seed)
     expected = expected_logits(job, TIMEOUT_S)
     progress(f"counting {OURS}")
     ours, off = _ours(library, job, expected, instrument)

@@ -58,6 +58,20 @@ class Job:
     threads: int
     library: Path | None = None
 
+    @classmethod
+    def at_random(
+        cls,
+        model: MobileNet,
+        weights: Weights,
+        *,
+        threads: int,
+        seed: int,
+        library: Path | None = None,
+    ) -> Job:
+        """On a batch of random images, the same for a seed."""
+        x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(np.float32)
+        return cls(model=model, weights=weights, x=x, threads=threads, library=library)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Absent:

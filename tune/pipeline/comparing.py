@@ -9,15 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from targets import machines
 from targets.target import Target
 from tune.bench import Comparison, Rounds, Row, compare, percentiles, title
-from tune.errors import UsageError
+from tune.errors import GateError, UsageError
 from tune.mobilenet import MobileNet
 from tune.peers import OURS, PEERS, Absent, Job
 from tune.peers.judge import difference, expected_logits
+from tune.peers.process import PeerFailed
 from tune.pins import PINS, check_pins
 from tune.pipeline.building import build, weights_of
 from tune.pipeline.records import Log
@@ -122,18 +121,27 @@ def _on_board(
     samples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Our library alone: what else a board has installed, its server cannot tell."""
+    """Our library alone: what else a board has installed, its server cannot tell.
+
+    GateError when its logits are wrong.
+    """
     from tune.runners.rpc import RpcRunner
 
-    x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(np.float32)
-    job = Job(model=model, weights=weights, x=x, threads=1)
+    job = Job.at_random(model, weights, threads=1, seed=seed)
     runner = runner_at(site, target)
     assert isinstance(runner, RpcRunner)
     with runner:
         peak_flops = runner.peak_flops()
-        logits, seconds = runner.infer(library, x, samples)
+        logits, seconds = runner.infer(library, job.x, samples)
     p20_s, median_s, p80_s = percentiles(seconds)
-    off = difference(job, logits, expected_logits(job, Rounds().prepare_timeout_s))
+    expected = expected_logits(job, Rounds().prepare_timeout_s)
+    try:
+        off = difference(job, logits, expected)
+    except PeerFailed as failure:
+        raise GateError(
+            f"{OURS} has no result: {failure}; expected right logits from {library}; "
+            f"build it again from the same weights"
+        ) from None
     row = Row(
         name=OURS,
         version=f"tvm {PINS['apache-tvm']}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,11 +79,8 @@ def winners(
 ) -> list[dict[str, Any]]:
     """One row a distinct workload: its best record, beside the default config where that ran."""
     records = log.records()
-    counts: dict[Workload, int] = {}
-    for layer in layers:
-        counts[layer.workload] = counts.get(layer.workload, 0) + 1
     rows = []
-    for workload, weight in counts.items():
+    for workload, weight in Counter(layer.workload for layer in layers).items():
         names = kernels_for(workload, target)
         mine = [
             record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -216,11 +217,8 @@ def _searches(
                 f"leave --kernel out for all"
             )
     target, records = recorder.target, recorder.log.records()
-    counts: dict[Workload, int] = {}
-    for layer in layers:
-        counts[layer.workload] = counts.get(layer.workload, 0) + 1
     searches = []
-    for workload, weight in counts.items():
+    for workload, weight in Counter(layer.workload for layer in layers).items():
         for name in kernels_for(workload, target):
             if only and name not in only:
                 continue

@@ -7,12 +7,9 @@ one call says it all.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +19,12 @@ from kernels.space import Config
 from kernels.workload import Workload
 from targets.target import Target
 from tune import mca
-from tune.builder import build, linker
+from tune.builder import linker
 from tune.emulator.guest import guest
 from tune.emulator.instrument import CALLS, Count, GuestFailed, GuestTimeout, instrument
+from tune.runners.builders import Builders
+from tune.runners.candidate import Candidate
 from tune.runners.protocol import Entry, Outcome
-from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 from tune.verify import case, difference
 
 # A record's seconds say how much: one instruction, or cycle, at 1 GHz is a unit, not a prediction.
@@ -46,7 +44,6 @@ ESTIMATORS = {
     "mca": Estimator(lambda count, target: mca.cycles(count.blocks, target), mca.peak),
 }
 
-BUILD_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 60.0
 
 
@@ -68,8 +65,8 @@ class EstimateRunner:
         self._target = target
         self._estimator = ESTIMATORS[estimator]
         self._instrument = instrument(guest(), linker(target))
-        self._workers = [Worker() for _ in range(workers)]
-        self._folder = tempfile.TemporaryDirectory(prefix="septune-")
+        self._judges = workers
+        self._builders = Builders(target, workers)
         major, minor = self._instrument.guest.emulator.version
         # Models of a core differ from one LLVM to the next.
         model = f", {mca.tool()}" if estimator == "mca" else ""
@@ -79,9 +76,7 @@ class EstimateRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.stop()
-        self._folder.cleanup()
+        self._builders.stop()
 
     def peak_flops(self) -> float:
         """At the nominal frequency, with nothing but multiply-adds of whole vectors."""
@@ -93,49 +88,32 @@ class EstimateRunner:
     ) -> Iterator[Outcome]:
         """One outcome a config, in their order; its one sample is its cost in nominal seconds."""
         case(workload)  # once, before all threads ask for it
-        idle: SimpleQueue[Worker] = SimpleQueue()
-        for worker in self._workers:
-            idle.put(worker)
-
-        def judge(number: int, config: Config) -> Outcome:
-            worker = idle.get()
-            library = Path(self._folder.name) / f"{number}.so"
-            try:
-                return self._judge(worker, workload, kernel, config, library)
-            finally:
-                library.unlink(missing_ok=True)
-                idle.put(worker)
-
-        with ThreadPoolExecutor(len(self._workers)) as pool:
-            yield from pool.map(judge, range(len(configs)), configs)
+        entries = [Entry(workload=workload, kernel=kernel, config=config) for config in configs]
+        with ThreadPoolExecutor(self._judges) as pool:
+            yield from pool.map(self._judge, self._builders.build(entries))
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """None: what was estimated once is known."""
         return []
 
-    def _judge(
-        self, worker: Worker, workload: Workload, name: str, config: Config, library: Path
-    ) -> Outcome:
-        """Build, call, compare, estimate."""
-        try:
-            shapes = worker.call(
-                build, workload, name, config, self._target, library, timeout_s=BUILD_TIMEOUT_S
-            )
-        except (WorkerError, WorkerCrash) as error:
-            return Outcome(config=config, error=f"compile: {error}")
-        except WorkerTimeout as error:
-            return Outcome(config=config, error=f"timeout: compiler gave {error}")
+    def _judge(self, built: Candidate | Outcome) -> Outcome:
+        """Call, compare, estimate."""
+        if isinstance(built, Outcome):
+            return built
+        workload, config = built.workload, built.config
         x, wt, bias, _ = case(workload)
-        packed = kernel(name).pack(workload, config, wt, bias)
-        y = np.full(shapes[-1], np.nan, np.float32)
+        packed = kernel(built.kernel).pack(workload, config, wt, bias)
+        y = np.full(built.shapes[-1], np.nan, np.float32)
         try:
             count = self._instrument.kernel(
-                library, [x.reshape(shapes[0]), *packed, y], timeout_s=RUN_TIMEOUT_S
+                built.library, [x.reshape(built.shapes[0]), *packed, y], timeout_s=RUN_TIMEOUT_S
             )
         except GuestFailed as error:
             return Outcome(config=config, error=f"run: {error}")
         except GuestTimeout as error:
             return Outcome(config=config, error=f"timeout: {error}")
+        finally:
+            built.library.unlink(missing_ok=True)
         wrong = difference(workload, count.y)
         if wrong:
             return Outcome(config=config, error=f"wrong: {wrong}")
