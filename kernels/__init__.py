@@ -5,10 +5,11 @@ A kernel is one way to compute a kind of workload: a module with four functions.
     supports(workload, target) -> bool
     space(workload, target) -> Space
     lower(workload, config, target) -> IRModule
-        one scheduled function `main(x, wt, bias, y)`; x and y hold the workload's elements in its
+        one scheduled function `main(x, *weights, y)`; x and y hold the workload's elements in its
         order, under a shape of the kernel's choice
-    pack(workload, config, wt, bias) -> (wt, bias)
-        from the canonical layouts to those this config wants
+    pack(workload, config, weights) -> weights
+        from the canonical layouts, filters in the workload's dtype and biases in float32, to the
+        layouts and dtypes that this config wants
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from kernels.reference import Array
     from kernels.space import Config, Space
     from kernels.workload import Workload
     from targets.target import Target
@@ -40,12 +39,8 @@ class Kernel(Protocol):
     def space(self, workload: Workload, target: Target) -> Space: ...
     def lower(self, workload: Workload, config: Config, target: Target) -> Any: ...
     def pack(
-        self,
-        workload: Workload,
-        config: Config,
-        wt: NDArray[np.float32],
-        bias: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+        self, workload: Workload, config: Config, weights: tuple[Array, ...]
+    ) -> tuple[Array, ...]: ...
 
 
 def kernel(name: str) -> Kernel:

@@ -6,37 +6,48 @@ one strided slice of the zero-padded image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.workload import Conv, Depthwise, Head, Pointwise, Workload
+from kernels.workload import Conv, Depthwise, Head, Pointwise, Separable, Workload
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32 or float16
 Sums = NDArray[np.float64]
 
 
-def reference(workload: Workload, x: Array, wt: Array, bias: Array) -> Array:
+def reference(workload: Workload, x: Array, weights: Sequence[Array]) -> Array:
     """The output, shaped `workload.y_shape`, for arguments in canonical layouts.
+
+    weights  filter and bias in turns
 
     ValueError when an argument has another shape than the workload says.
     """
-    expected = {"x": workload.x_shape, "wt": workload.wt_shape, "bias": (workload.Co,)}
-    for name, array in (("x", x), ("wt", wt), ("bias", bias)):
-        if array.shape != expected[name]:
-            raise ValueError(
-                f"{workload.key}: {name} has shape {array.shape}; expected {expected[name]}"
-            )
-    x64, wt64 = x.astype(np.float64), wt.astype(np.float64)
+    given = tuple(array.shape for array in (x, *weights))
+    expected = (workload.x_shape, *workload.weight_shapes)
+    if given != expected:
+        raise ValueError(f"{workload.key}: x and weights have shapes {given}; expected {expected}")
+    y = _output(workload, x.astype(np.float64), [array.astype(np.float64) for array in weights])
+    return y.astype(x.dtype)
+
+
+def _output(workload: Workload, x: Sums, weights: Sequence[Sums]) -> Sums:
+    if isinstance(workload, Separable):
+        between = _output(workload.depthwise, x, weights[:2])
+        return _output(workload.pointwise, between, weights[2:])
+    wt, bias = weights
     match workload:
         case Conv():
-            sums = _conv(workload, x64, wt64)
+            sums = _conv(workload, x, wt)
         case Depthwise():
-            sums = _depthwise(workload, x64, wt64)
+            sums = _depthwise(workload, x, wt)
         case Pointwise():
-            sums = x64 @ wt64
+            sums = x @ wt
         case Head():
-            sums = x64.mean(axis=(1, 2)) @ wt64
-    return _activate(sums + bias.astype(np.float64), workload.activation).astype(x.dtype)
+            sums = x.mean(axis=(1, 2)) @ wt
+    return _activate(sums + bias, workload.activation)
 
 
 def _conv(workload: Conv, x: Sums, wt: Sums) -> Sums:

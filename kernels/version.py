@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import cache
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kernels import kernel, kernels_for
-from kernels.workload import Conv, Depthwise, Head, Pointwise, Workload
+from kernels.reference import Array
+from kernels.workload import Conv, Depthwise, Head, Pointwise, Separable, Workload
 from targets import machines
 
 # One workload of each kind, with sizes that leave part of a last tile empty.
@@ -19,32 +20,40 @@ PROBES: tuple[Workload, ...] = (
     Depthwise(N=1, Hi=9, Wi=11, C=24, stride=1, pad=(1, 1, 1, 1)),
     Pointwise(N=1, H=9, W=11, Ci=64, Co=40),
     Head(N=1, H=3, W=3, Ci=24, Co=10),
+    Separable(N=1, Hi=9, Wi=11, C=24, Co=40, stride=1, pad=(1, 1, 1, 1)),
 )
 PROBE_DEVICES = {"x86": "x86-64-v3", "arm64": "cortex-a76"}
 
 
 @cache
-def version(name: str, kind: str) -> str:
+def version(name: str, kind: str, dtype: str) -> str:
     """Twelve hex digits that change when the kernel lowers or packs its probes in another way.
 
-    kind  of machine; a schedule for one may change without that for another
+    kind, dtype  of machine and of probes; a schedule for one may change without that for another
 
     The first, middle and last config of each probe's space are lowered, for a device of their own,
     so that the version is the same on every machine.
     """
     target = machines(kind).DEVICES[PROBE_DEVICES[kind]]
     digest = hashlib.sha256()
-    for probe in PROBES:
+    for probe in (replace(probe, dtype=dtype) for probe in PROBES):
         if name in kernels_for(probe, target):
             configs = list(kernel(name).space(probe, target))
             for config in (configs[0], configs[len(configs) // 2], configs[-1]):
                 digest.update(kernel(name).lower(probe, config, target)["main"].script().encode())
-                for packed in kernel(name).pack(probe, config, *_counted(probe)):
+                for packed in kernel(name).pack(probe, config, _counted(probe)):
                     digest.update(packed.tobytes())
     return digest.hexdigest()[:12]
 
 
-def _counted(probe: Workload) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights and bias whose values tell where each went."""
-    values = np.arange(prod(probe.wt_shape) + probe.Co, dtype=np.float32)
-    return values[probe.Co :].reshape(probe.wt_shape), values[: probe.Co]
+def _counted(probe: Workload) -> tuple[Array, ...]:
+    """Weights whose values tell where each went; a bias counts first, then its filter."""
+    counted: list[Array] = []
+    first = 0
+    for filter_shape, bias_shape in zip(*[iter(probe.weight_shapes)] * 2, strict=True):
+        count = prod(filter_shape) + prod(bias_shape)
+        values = np.arange(first, first + count, dtype=np.float32)
+        bias, wt = np.split(values, [prod(bias_shape)])
+        counted += [wt.reshape(filter_shape).astype(probe.dtype), bias]
+        first += count
+    return tuple(counted)

@@ -1,21 +1,25 @@
 """Operator instances: what is computed, on which shapes, and nothing about how.
 
 Activations are (N, H, W, C), last axis contiguous; weights are (Kh, Kw, Ci, Co) for a convolution,
-(Kh, Kw, C) for a depthwise one, (Ci, Co) for a pointwise one and for the head; bias is one value
-an output channel. `pad` is (top, bottom, left, right) in pixels. A workload's `key` is stable for
-ever: logs are addressed by it, and `parse` reads it back.
+(Kh, Kw, C) for a depthwise one, (Ci, Co) for a pointwise one and for the head; bias is one float32
+an output channel. `weight_shapes` are those of filter and bias in turns. `pad` is (top, bottom,
+left, right) in pixels. A workload's `key` is stable for ever: logs are addressed by it, and `parse`
+reads it back.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 
 Pad = tuple[int, int, int, int]
+Shapes = tuple[tuple[int, ...], ...]
 
 ACTIVATIONS = ("none", "relu", "relu6")
 DTYPES = {"float32": "f32", "float16": "f16"}
 ITEM_BYTES = {"float32": 4, "float16": 2}
+BIAS_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +58,8 @@ class Conv:
         return (self.N, self.Hi, self.Wi, self.Ci)
 
     @property
-    def wt_shape(self) -> tuple[int, ...]:
-        return (self.K, self.K, self.Ci, self.Co)
+    def weight_shapes(self) -> Shapes:
+        return (self.K, self.K, self.Ci, self.Co), (self.Co,)
 
     @property
     def y_shape(self) -> tuple[int, ...]:
@@ -116,8 +120,8 @@ class Depthwise:
         return (self.N, self.Hi, self.Wi, self.C)
 
     @property
-    def wt_shape(self) -> tuple[int, ...]:
-        return (self.K, self.K, self.C)
+    def weight_shapes(self) -> Shapes:
+        return (self.K, self.K, self.C), (self.C,)
 
     @property
     def y_shape(self) -> tuple[int, ...]:
@@ -162,8 +166,8 @@ class Pointwise:
         return (self.N, self.H, self.W, self.Ci)
 
     @property
-    def wt_shape(self) -> tuple[int, ...]:
-        return (self.Ci, self.Co)
+    def weight_shapes(self) -> Shapes:
+        return (self.Ci, self.Co), (self.Co,)
 
     @property
     def y_shape(self) -> tuple[int, ...]:
@@ -207,8 +211,8 @@ class Head:
         return (self.N, self.H, self.W, self.Ci)
 
     @property
-    def wt_shape(self) -> tuple[int, ...]:
-        return (self.Ci, self.Co)
+    def weight_shapes(self) -> Shapes:
+        return (self.Ci, self.Co), (self.Co,)
 
     @property
     def y_shape(self) -> tuple[int, ...]:
@@ -230,12 +234,116 @@ class Head:
         return f"head/{DTYPES[self.dtype]}/{size}/{self.activation}"
 
 
-Workload = Conv | Depthwise | Pointwise | Head
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Separable:
+    """A depthwise convolution and the pointwise one behind it, in one; what lies between is no
+    tensor. Each has a bias, and the activation follows on both.
+    """
+
+    N: int
+    Hi: int
+    Wi: int
+    C: int
+    Co: int
+    K: int = 3
+    stride: int
+    pad: Pad
+    activation: str = "relu6"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check(self, ("N", "Hi", "Wi", "C", "Co", "K", "stride"))
+        _check_window(self)
+
+    @classmethod
+    def of(cls, depthwise: Depthwise, pointwise: Pointwise) -> Separable | None:
+        """The two as one, None where they do not follow on each other."""
+        d = depthwise
+        alike = (d.activation, d.dtype) == (pointwise.activation, pointwise.dtype)
+        if not alike or d.y_shape != pointwise.x_shape:
+            return None
+        return cls(
+            N=d.N,
+            Hi=d.Hi,
+            Wi=d.Wi,
+            C=d.C,
+            Co=pointwise.Co,
+            K=d.K,
+            stride=d.stride,
+            pad=d.pad,
+            activation=d.activation,
+            dtype=d.dtype,
+        )
+
+    @property
+    def depthwise(self) -> Depthwise:
+        return Depthwise(
+            N=self.N,
+            Hi=self.Hi,
+            Wi=self.Wi,
+            C=self.C,
+            K=self.K,
+            stride=self.stride,
+            pad=self.pad,
+            activation=self.activation,
+            dtype=self.dtype,
+        )
+
+    @property
+    def pointwise(self) -> Pointwise:
+        return Pointwise(
+            N=self.N,
+            H=self.Ho,
+            W=self.Wo,
+            Ci=self.C,
+            Co=self.Co,
+            activation=self.activation,
+            dtype=self.dtype,
+        )
+
+    @property
+    def Ho(self) -> int:
+        return window_count(self.Hi, self.pad[0] + self.pad[1], self.K, self.stride)
+
+    @property
+    def Wo(self) -> int:
+        return window_count(self.Wi, self.pad[2] + self.pad[3], self.K, self.stride)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return (self.N, self.Hi, self.Wi, self.C)
+
+    @property
+    def weight_shapes(self) -> Shapes:
+        return *self.depthwise.weight_shapes, *self.pointwise.weight_shapes
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return (self.N, self.Ho, self.Wo, self.Co)
+
+    @property
+    def macs(self) -> int:
+        return self.depthwise.macs + self.pointwise.macs
+
+    @property
+    def terms(self) -> int:
+        """Values summed into one output: a channel's taps, then the channels."""
+        return self.depthwise.terms + self.pointwise.terms
+
+    @property
+    def key(self) -> str:
+        size = f"n{self.N}.h{self.Hi}.w{self.Wi}.c{self.C}.co{self.Co}.k{self.K}.s{self.stride}"
+        return f"separable/{DTYPES[self.dtype]}/{size}.p{_dashed(self.pad)}/{self.activation}"
+
+
+Single = Conv | Depthwise | Pointwise | Head  # a layer of a network, with one filter and one bias
+Workload = Single | Separable
 KINDS: dict[str, type[Workload]] = {
     "conv": Conv,
     "depthwise": Depthwise,
     "pointwise": Pointwise,
     "head": Head,
+    "separable": Separable,
 }
 
 
@@ -246,8 +354,9 @@ def flops(workload: Workload) -> int:
 
 def moved_bytes(workload: Workload) -> int:
     """Bytes read and written when every tensor crosses memory exactly once."""
-    shapes = (workload.x_shape, workload.wt_shape, (workload.Co,), workload.y_shape)
-    return ITEM_BYTES[workload.dtype] * sum(map(_product, shapes))
+    shapes = (workload.x_shape, *workload.weight_shapes[::2], workload.y_shape)
+    biases = workload.weight_shapes[1::2]
+    return ITEM_BYTES[workload.dtype] * sum(map(prod, shapes)) + BIAS_BYTES * sum(map(prod, biases))
 
 
 def parse(key: str) -> Workload:
@@ -284,20 +393,13 @@ def window_count(size: int, padding: int, window: int, stride: int) -> int:
 
 def _field(kind: str, short: str) -> str:
     """The dataclass field behind a short name of a key."""
-    image = ("Hi", "Wi") if kind in ("conv", "depthwise") else ("H", "W")
+    image = ("Hi", "Wi") if kind in ("conv", "depthwise", "separable") else ("H", "W")
     names = {"n": "N", "h": image[0], "w": image[1], "c": "C", "ci": "Ci", "co": "Co"}
     return (names | {"k": "K", "s": "stride"})[short]
 
 
 def _dashed(pad: Pad) -> str:
     return "-".join(map(str, pad))
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def _check(workload: Workload, sizes: tuple[str, ...]) -> None:
@@ -315,7 +417,7 @@ def _check(workload: Workload, sizes: tuple[str, ...]) -> None:
         raise ValueError(f"{kind}.dtype is {workload.dtype!r}; expected one of {', '.join(DTYPES)}")
 
 
-def _check_window(workload: Conv | Depthwise) -> None:
+def _check_window(workload: Conv | Depthwise | Separable) -> None:
     kind, K = type(workload).__name__, workload.K
     if len(workload.pad) != 4 or not all(0 <= side < K for side in workload.pad):
         raise ValueError(

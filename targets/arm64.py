@@ -49,6 +49,7 @@ def _device(
         l1_bytes=l1_kib * KIB,
         l2_bytes=l2_kib * KIB,
         lane_operand=True,
+        half="asimdhp" in features,
         fma_per_cycle=fma,
     )
     return Target(

@@ -8,13 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What schedules are sized by.
+    """What a CPU's schedules are sized by.
 
     vector_bits       width of one vector register
     vector_registers  number of architectural vector registers
     l1_bytes          first-level data cache of one core
     l2_bytes          second-level cache of one core; of a shared one, a core's share
     lane_operand      whether a multiply-add can take one lane of a register as a factor for all
+    half              whether vectors of float16 can be multiplied and added
     fma_per_cycle     vector multiply-adds that one core starts a cycle, where we know it
     """
 
@@ -23,11 +24,41 @@ class Limits:
     l1_bytes: int
     l2_bytes: int
     lane_operand: bool = False
+    half: bool = False
     fma_per_cycle: int | None = None
 
     def lanes(self, dtype: str) -> int:
         """Elements of `dtype` in one vector register."""
         return self.vector_bits // DTYPE_BITS[dtype]
+
+    def computes(self, dtype: str) -> bool:
+        """Whether vectors of `dtype` can be multiplied and added."""
+        return dtype == "float32" or (dtype == "float16" and self.half)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuLimits:
+    """What a GPU's schedules are sized by, and what it can do at most by its datasheet.
+
+    arch                    of its code, such as sm_90
+    shared_per_block_bytes  the most that a kernel can ask for
+    fp32_flops              FLOP/s outside tensor cores; the others in them, of dense matrices
+    """
+
+    arch: str
+    sms: int
+    threads_per_sm: int
+    threads_per_block: int = 1024
+    registers_per_sm: int = 65536
+    registers_per_thread: int = 255
+    shared_per_sm_bytes: int
+    shared_per_block_bytes: int
+    l2_bytes: int
+    memory_bytes_per_s: float
+    clock_hz: float
+    fp32_flops: float
+    tensor_f16_flops: float
+    tensor_tf32_flops: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +66,7 @@ class Target:
     """A kind of machine (`x86`), a known device of that kind, and its facts.
 
     device    name of the entry in the kind's table; names the log file
-    mcpu      LLVM's name for the core
+    mcpu      LLVM's name for the core, or the architecture of a GPU
     features  CPU flags that the device must have, as the operating system spells them
     mtriple   what code is made for, as LLVM spells it; None is this machine's own
     mattr     instruction sets to use beyond those that `mcpu` implies, as LLVM spells them
@@ -45,14 +76,38 @@ class Target:
     device: str
     mcpu: str
     features: frozenset[str]
-    limits: Limits
+    limits: Limits | GpuLimits
     mtriple: str | None = None
     mattr: tuple[str, ...] = ()
+
+    @property
+    def cpu(self) -> Limits:
+        """The limits of a CPU. TypeError for a GPU."""
+        if not isinstance(self.limits, Limits):
+            raise TypeError(f"{self.device} is a GPU; expected a CPU")
+        return self.limits
+
+    @property
+    def gpu(self) -> GpuLimits:
+        """The limits of a GPU. TypeError for a CPU."""
+        if not isinstance(self.limits, GpuLimits):
+            raise TypeError(f"{self.device} is a CPU; expected a GPU")
+        return self.limits
 
     def tvm(self) -> Any:
         """The same machine as a `tvm.target.Target`."""
         from tvm.target import Target as TvmTarget
 
+        if isinstance(self.limits, GpuLimits):
+            return TvmTarget(
+                {
+                    "kind": "cuda",
+                    "arch": self.limits.arch,
+                    "max_threads_per_block": self.limits.threads_per_block,
+                    "max_shared_memory_per_block": self.limits.shared_per_block_bytes,
+                },
+                host={"kind": "llvm"},
+            )
         given = {"mtriple": self.mtriple, "mattr": list(self.mattr)}
         return TvmTarget(
             {"kind": "llvm", "mcpu": self.mcpu} | {key: val for key, val in given.items() if val}

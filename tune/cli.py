@@ -368,7 +368,7 @@ def _which() -> _Parser:
     options.add_argument(
         "--variant", choices=("tf", "torch"), default="tf", help="padding, epsilon"
     )
-    options.add_argument("--dtype", choices=("float32",), default="float32")
+    options.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     return options
 
 

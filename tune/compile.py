@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kernels.reference import Array
 from targets.target import Target
 from tune.builder import export, linker
 from tune.mobilenet import MobileNet
@@ -34,7 +34,7 @@ def compile_network(module: Any, target: Target, path: Path) -> None:
 def manifest(
     model: MobileNet,
     choices: Sequence[Choice],
-    weights: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    weights: Mapping[str, tuple[Array, Array]],
     target: Target,
     threads: int,
     library: Path,

@@ -1,6 +1,6 @@
 """Executed instructions of one inference: our library and its peers, on an emulated aarch64 core.
 
-Same network, same weights, same input, float32, one thread. Ours is called from C, as a device
+Same network, same weights, same input, one thread. Ours is called from C, as a device
 calls it; a peer through its aarch64 wheel's Python, whose own instructions count as well (some
 thousand an inference). Outputs are compared before anything counts.
 """
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from kernels.workload import ITEM_BYTES
 from tune.emulator.cache import cache, once
 from tune.emulator.guest import Guest, unpack_wheels
 from tune.emulator.instrument import GuestFailed, GuestTimeout, Instrument, between_marks
@@ -25,7 +28,7 @@ from tune.peers.process import ROOT, PeerFailed, Process
 if TYPE_CHECKING:
     from tune.weights import Weights
 
-LANES = 4  # float32 values in a vector of 128 bits
+VECTOR_BYTES = 16
 CALLS = 3
 TIMEOUT_S = 600.0
 
@@ -106,7 +109,7 @@ def count(
         else:
             rows.append(_row(name, version, instructions, off, ours))
     return Tally(
-        floor=model.macs // LANES,
+        floor=model.macs * ITEM_BYTES[model.dtype] // VECTOR_BYTES,
         rows=tuple(sorted(rows, key=lambda row: row.instructions)),
         absent=tuple(absent),
     )
@@ -115,8 +118,10 @@ def count(
 def _ours(library: Path, job: Job, expected: Array, instrument: Instrument) -> tuple[int, float]:
     """Instructions and distance from the expected logits. GateError when there are none."""
     try:
-        counted = instrument.network(library, job.x, timeout_s=TIMEOUT_S)
-        return counted.instructions, difference(job, counted.y.reshape(expected.shape), expected)
+        image = job.x.astype(job.model.dtype)
+        counted = instrument.network(library, image, timeout_s=TIMEOUT_S)
+        logits = counted.y.reshape(expected.shape).astype(np.float32)
+        return counted.instructions, difference(job, logits, expected)
     except (GuestFailed, GuestTimeout, PeerFailed) as failure:
         raise GateError(
             f"{library} has no result: {failure}; expected right logits from an aarch64 library; "

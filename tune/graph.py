@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kernels import kernel
+from kernels.reference import Array
 from targets.target import Target
 from tune.builder import argument_shapes
 from tune.plan import Choice
-
-Array = NDArray[np.float32]
 
 
 def assemble(
@@ -41,7 +37,8 @@ def assemble(
                     functions[workload.key] = builder.add_func(_scheduled(function), name), function
                 symbol, function = functions[workload.key]
                 x_shape, *_, y_shape = argument_shapes(function)
-                packed = scheduled.pack(workload, config, *weights[choice.layer.name])
+                wt, bias = weights[choice.layer.name]
+                packed = scheduled.pack(workload, config, (wt.astype(workload.dtype), bias))
                 if x_shape != shape:
                     value = builder.emit(relax.op.reshape(value, x_shape))
                 arguments = [value, *map(relax.const, packed)]

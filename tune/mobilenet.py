@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from kernels.workload import DTYPES, Conv, Depthwise, Head, Pad, Pointwise, Workload
+from kernels.workload import DTYPES, Conv, Depthwise, Head, Pad, Pointwise, Single
 
 STEM_CHANNELS = 32
 # Of each block: output channels at width 1, stride of its depthwise convolution.
@@ -36,7 +36,7 @@ class Layer:
     """A workload under its name in the network, such as `block1.depthwise`."""
 
     name: str
-    workload: Workload
+    workload: Single
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ class MobileNet:
         total = 0
         for layer in self.layers:
             offsets = 1 if isinstance(layer.workload, Head) else 2
-            total += prod(layer.workload.wt_shape) + offsets * layer.workload.Co
+            total += prod(layer.workload.weight_shapes[0]) + offsets * layer.workload.Co
         return total
 
     def _width(self, channels: int) -> int:

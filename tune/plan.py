@@ -65,7 +65,7 @@ def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: in
             f"layer {layer.name} ({workload.key}): no kernel computes it on {target.kind}; "
             f"expected one that supports it; see kernels/__init__.py for what there is"
         )
-    versions = {name: version(name, target.kind) for name in names}
+    versions = {name: version(name, target.kind, workload.dtype) for name in names}
     for why, estimator in (("measured", None), *(("estimated", name) for name in ESTIMATORS)):
         winner = best(
             records,

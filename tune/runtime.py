@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kernels.reference import Array
 from targets import machines
 from tune.errors import SetupError, UsageError
 from tune.pins import PINS, check_pins
@@ -21,7 +21,8 @@ ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 class Network:
     """A loaded network; call it with a batch of images.
 
-    input_shape  (N,H,W,3), float32, RGB, value / 127.5 - 1
+    input_shape  (N,H,W,3), RGB, value / 127.5 - 1
+    dtype        of images and logits
     """
 
     def __init__(self, machine: Any, manifest: dict[str, Any]) -> None:
@@ -29,13 +30,14 @@ class Network:
         self._main = machine["main"]
         self.manifest = manifest
         self.input_shape = tuple(manifest["input"]["shape"])
+        self.dtype: str = manifest["input"]["dtype"]
 
-    def __call__(self, images: Any) -> NDArray[np.float32]:
+    def __call__(self, images: Any) -> Array:
         """Logits (N,classes) of `images`, a NumPy array or any DLPack tensor.
 
         UsageError when they have another shape or dtype than the network was built for.
         """
-        logits: NDArray[np.float32] = self.run(self.bind(images)).numpy()
+        logits: Array = self.run(self.bind(images)).numpy()
         return logits
 
     def bind(self, images: Any) -> Any:
@@ -52,10 +54,10 @@ class Network:
             except RuntimeError:  # not contiguous, or not aligned
                 tensor = tvm.runtime.tensor(np.ascontiguousarray(np.from_dlpack(images)))
         shape, dtype = tuple(int(size) for size in tensor.shape), str(tensor.dtype)
-        if shape != self.input_shape or dtype != "float32":
+        if shape != self.input_shape or dtype != self.dtype:
             raise UsageError(
-                f"images are {dtype} {shape}; expected float32 {self.input_shape}, NHWC; "
-                f"convert them, or build for another --batch or --resolution"
+                f"images are {dtype} {shape}; expected {self.dtype} {self.input_shape}, NHWC; "
+                f"convert them, or build for another --batch, --resolution or --dtype"
             )
         return tensor
 
@@ -95,7 +97,12 @@ def read_manifest(library: Path) -> dict[str, Any]:
         )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-        tuple(manifest["input"]["shape"]), manifest["threads"], manifest["tvm"]
+        (
+            tuple(manifest["input"]["shape"]),
+            manifest["input"]["dtype"],
+            manifest["threads"],
+            manifest["tvm"],
+        )
         manifest["target"]["kind"], manifest["target"]["device"], manifest["library_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(

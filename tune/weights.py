@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.workload import Conv, Depthwise, Head, Workload
+from kernels.workload import Conv, Depthwise, Head, Single
 from tune.errors import UsageError
 from tune.mobilenet import Layer, MobileNet
 
@@ -75,7 +75,7 @@ def random(model: MobileNet, seed: int) -> Weights:
         channels = workload.Co
         fan_in = workload.Ci if isinstance(workload, Head) else workload.terms
         spread = np.float32((2 / fan_in) ** 0.5)
-        wt = rng.standard_normal(workload.wt_shape, np.float32) * spread
+        wt = rng.standard_normal(workload.weight_shapes[0], np.float32) * spread
         if isinstance(workload, Head):
             bias = rng.normal(0, 0.1, channels).astype(np.float32)
             weights[layer.name] = LayerWeights(wt=wt, bias=bias)
@@ -137,8 +137,8 @@ class _Scheme(NamedTuple):
 
     marker: str
     names: Callable[[Layer, MobileNet], dict[str, str]]
-    shape: Callable[[Workload], tuple[int, ...]]
-    canonical: Callable[[Workload, Array], Array]
+    shape: Callable[[Single], tuple[int, ...]]
+    canonical: Callable[[Single, Array], Array]
 
 
 def _slim_names(layer: Layer, model: MobileNet) -> dict[str, str]:
@@ -152,17 +152,17 @@ def _slim_names(layer: Layer, model: MobileNet) -> dict[str, str]:
     return {"wt": f"MobilenetV1/{scope}/{wt}"} | norm
 
 
-def _slim_shape(workload: Workload) -> tuple[int, ...]:
+def _slim_shape(workload: Single) -> tuple[int, ...]:
     match workload:
         case Conv():
-            return workload.wt_shape
+            return workload.weight_shapes[0]
         case Depthwise():
-            return (*workload.wt_shape, 1)
-    return (1, 1, *workload.wt_shape)
+            return (*workload.weight_shapes[0], 1)
+    return (1, 1, *workload.weight_shapes[0])
 
 
-def _slim_canonical(workload: Workload, wt: Array) -> Array:
-    return wt.reshape(workload.wt_shape)
+def _slim_canonical(workload: Single, wt: Array) -> Array:
+    return wt.reshape(workload.weight_shapes[0])
 
 
 def _timm_names(layer: Layer, model: MobileNet) -> dict[str, str]:
@@ -195,20 +195,20 @@ def _torch_norm(prefix: str) -> dict[str, str]:
     return {part: f"{prefix}.{name}" for part, name in TORCH_NORM.items()}
 
 
-def _torch_shape(workload: Workload) -> tuple[int, ...]:
+def _torch_shape(workload: Single) -> tuple[int, ...]:
     match workload:
         case Conv():
-            K, _, Ci, Co = workload.wt_shape
+            K, _, Ci, Co = workload.weight_shapes[0]
             return (Co, Ci, K, K)
         case Depthwise():
-            K, _, C = workload.wt_shape
+            K, _, C = workload.weight_shapes[0]
             return (C, 1, K, K)
         case Head():
-            return workload.wt_shape[::-1]
-    return (*workload.wt_shape[::-1], 1, 1)
+            return workload.weight_shapes[0][::-1]
+    return (*workload.weight_shapes[0][::-1], 1, 1)
 
 
-def _torch_canonical(workload: Workload, wt: Array) -> Array:
+def _torch_canonical(workload: Single, wt: Array) -> Array:
     match workload:
         case Conv():
             return wt.transpose(2, 3, 1, 0)
@@ -303,7 +303,7 @@ def _check_names(path: Path, tensors: Mapping[str, Array], wanted: set[str]) -> 
 
 def _check_shapes(
     path: Path,
-    workload: Workload,
+    workload: Single,
     names: Mapping[str, str],
     raw: Mapping[str, Array],
     scheme: _Scheme,

@@ -4,7 +4,7 @@ Maths   y[n,ho,wo,co] = act(bias[co] + sum_{kh,kw,ci} x[n, ho*stride+kh-top, wo*
                                                       * wt[kh,kw,ci,co])
         x outside the image reads as 0.
 Shapes  x (N*Hi,Wi*Ci)  wt (K,K,Ci,Co)  bias (Co,)  y (N,Ho,Wo,Co)
-Types   float32.
+Types   float32; float16 where the core computes in it.
 Tiling  A task computes BLOCK_HO rows of one image, after copying the input rows that it needs, with
         their border of zeros, to a buffer that stays in L1. BLOCK_WO outputs x BLOCK_CO channels at
         a time are summed in registers, all taps unrolled: a tap is one broadcast a pixel and one
@@ -17,45 +17,40 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tvm import te, tirx
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 
+from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space
 from kernels.te.tile import (
-    CPUS,
     activate,
     blocks,
     divisors,
     keep_in_registers,
     lanes,
     module,
+    on_cpu,
     pad_last,
     unroll,
     vectorize_last,
     window_span,
 )
-from kernels.workload import Conv, Workload
+from kernels.workload import ITEM_BYTES, Conv, Workload
 from targets.target import Target
 
 MOST_TAPS = 64
 
 
 def supports(workload: Workload, target: Target) -> bool:
-    return (
-        isinstance(workload, Conv)
-        and workload.terms <= MOST_TAPS
-        and workload.dtype == "float32"
-        and target.kind in CPUS
-    )
+    return isinstance(workload, Conv) and workload.terms <= MOST_TAPS and on_cpu(workload, target)
 
 
 def space(workload: Conv, target: Target) -> Space:
     """Register tiles that use the registers well, and rows that fit half of L1."""
     width = lanes(target, workload.dtype, workload.Co)
-    accumulators, l1 = target.limits.vector_registers - 4, target.limits.l1_bytes
+    accumulators, l1 = target.cpu.vector_registers - 4, target.cpu.l1_bytes
+    item = ITEM_BYTES[workload.dtype]
     rows = tuple(rows for rows in divisors(workload.Ho) if rows <= 16)
     columns = tuple(sorted({min(columns, workload.Wo) for columns in (4, 6, 7, 8, 12, 14, 16, 28)}))
     vectors = [count for count in (1, 2, 4) if count <= blocks(workload.Co, width)]
@@ -65,7 +60,7 @@ def space(workload: Conv, target: Target) -> Space:
 
     def rows_fit(config: Config) -> bool:
         height, across = window_span(workload, (int(config["BLOCK_HO"]), workload.Wo))
-        return config["BLOCK_HO"] == 1 or 4 * height * across * workload.Ci <= l1 // 2
+        return config["BLOCK_HO"] == 1 or item * height * across * workload.Ci <= l1 // 2
 
     return Space(
         knobs=(
@@ -94,7 +89,8 @@ def lower(workload: Conv, config: Config, target: Target) -> IRModule:
     task = schedule.fuse(n, ho)
     schedule.reverse_compute_at(y, co)
     schedule.compute_at(staged, task)
-    keep_in_registers(schedule, acc, 4 * int(config["BLOCK_WO"]) * int(config["BLOCK_CO"]))
+    held = ITEM_BYTES[workload.dtype] * int(config["BLOCK_WO"]) * int(config["BLOCK_CO"])
+    keep_in_registers(schedule, acc, held)
     schedule.parallel(task)
     schedule.vectorize(lane)
     unroll(schedule, kh, kw, ci, w, vector)
@@ -106,12 +102,11 @@ def lower(workload: Conv, config: Config, target: Target) -> IRModule:
     return schedule.mod
 
 
-def pack(
-    workload: Conv, config: Config, wt: NDArray[np.float32], bias: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def pack(workload: Conv, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
     """wt (K,K,Ci,Co) and bias (Co,), output channels padded with zeros to whole blocks."""
+    wt, bias = weights
     columns = int(config["BLOCK_CO"])
-    return pad_last(wt, columns), pad_last(bias, columns)
+    return pad_last(wt, columns), pad_last(bias, columns).astype(workload.dtype)
 
 
 def _formula(workload: Conv, config: Config) -> IRModule:

@@ -4,7 +4,7 @@ Maths   y[n,ho,wo,c] = act(bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*strid
                                                  * wt[kh,kw,c])
         x outside the image reads as 0.
 Shapes  x (N*Hi*Wi,C)  wt (K,K,C)  bias (C,)  y (N,Ho,Wo,C)
-Types   float32.
+Types   float32; float16 where the core computes in it.
 Tiling  A task computes BLOCK_HO rows x BLOCK_C channels of one image, after copying the input rows
         that it needs, with their border of zeros, to a buffer that stays in L1 or L2: no inner loop
         asks whether a pixel lies inside the image. BLOCK_WO outputs x BLOCK_C channels at a time
@@ -15,15 +15,13 @@ Source  own.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
 from tvm import te
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 
+from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space
 from kernels.te.tile import (
-    CPUS,
     activate,
     blocks,
     bordered,
@@ -31,23 +29,24 @@ from kernels.te.tile import (
     keep_in_registers,
     lanes,
     module,
+    on_cpu,
     pad_last,
     unroll,
     vectorize_last,
     window_span,
 )
-from kernels.workload import Depthwise, Workload
+from kernels.workload import ITEM_BYTES, Depthwise, Workload
 from targets.target import Target
 
 
 def supports(workload: Workload, target: Target) -> bool:
-    return isinstance(workload, Depthwise) and workload.dtype == "float32" and target.kind in CPUS
+    return isinstance(workload, Depthwise) and on_cpu(workload, target)
 
 
 def space(workload: Depthwise, target: Target) -> Space:
     """Tiles whose sums fit the registers, and whose input rows fit half of L2."""
     width = lanes(target, workload.dtype, workload.C)
-    registers, l2 = target.limits.vector_registers, target.limits.l2_bytes
+    registers, l2 = target.cpu.vector_registers, target.cpu.l2_bytes
     rows = tuple(rows for rows in divisors(workload.Ho) if rows <= 28)
     columns = tuple(sorted({min(columns, workload.Wo) for columns in (1, 2, 4, 7, 8, 14)}))
     vectors = [count for count in (1, 2, 4) if count <= blocks(workload.C, width)]
@@ -55,7 +54,7 @@ def space(workload: Depthwise, target: Target) -> Space:
 
     def staged_bytes(config: Config) -> int:
         height, across = window_span(workload, (int(config["BLOCK_HO"]), workload.Wo))
-        return 4 * height * across * int(config["BLOCK_C"])
+        return ITEM_BYTES[workload.dtype] * height * across * int(config["BLOCK_C"])
 
     return Space(
         knobs=(
@@ -87,7 +86,8 @@ def lower(workload: Depthwise, config: Config, target: Target) -> IRModule:
     task = schedule.fuse(n, ho, co)
     schedule.reverse_compute_at(y, wo)
     schedule.compute_at(staged, task)
-    keep_in_registers(schedule, acc, 4 * int(config["BLOCK_WO"]) * int(config["BLOCK_C"]))
+    held = ITEM_BYTES[workload.dtype] * int(config["BLOCK_WO"]) * int(config["BLOCK_C"])
+    keep_in_registers(schedule, acc, held)
     schedule.parallel(task)
     schedule.vectorize(lane)
     unroll(schedule, kh, kw, w, vector)
@@ -98,12 +98,11 @@ def lower(workload: Depthwise, config: Config, target: Target) -> IRModule:
     return schedule.mod
 
 
-def pack(
-    workload: Depthwise, config: Config, wt: NDArray[np.float32], bias: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def pack(workload: Depthwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
     """wt (K,K,C) and bias (C,), channels padded with zeros to whole blocks."""
+    wt, bias = weights
     channels = int(config["BLOCK_C"])
-    return pad_last(wt, channels), pad_last(bias, channels)
+    return pad_last(wt, channels), pad_last(bias, channels).astype(workload.dtype)
 
 
 def _formula(workload: Depthwise, config: Config) -> IRModule:

@@ -3,7 +3,7 @@
 Maths   y[n,co] = act(bias[co] + sum_ci (sum_p x[n*H*W+p,ci]) * wt[ci,co] / (H*W))
 Shapes  x (N*H*W,Ci)  wt (Co/BLOCK_CO,Ci,BLOCK_CO), divided by H*W when packed
         bias (Co/BLOCK_CO,BLOCK_CO)  y (N,Co)
-Types   float32.
+Types   float32; float16 with sums in float32 where the core has it.
 Tiling  First every task pools BLOCK_CI channels; then every task makes BLOCK_CO outputs of BLOCK_N
         images, summed in registers. A weight is used BLOCK_N times, so at batch 1 the speed is that
         of the memory the weights come from.
@@ -14,20 +14,20 @@ Source  own.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import te
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 
+from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space
 from kernels.te.tile import (
-    CPUS,
     activate,
     blocks,
     divisors,
     keep_in_registers,
     lanes,
     module,
+    on_cpu,
     pad_last,
     unroll,
     vectorize_last,
@@ -35,16 +35,18 @@ from kernels.te.tile import (
 from kernels.workload import Head, Workload
 from targets.target import Target
 
+SUMS = "float32"
+
 
 def supports(workload: Workload, target: Target) -> bool:
-    return isinstance(workload, Head) and workload.dtype == "float32" and target.kind in CPUS
+    return isinstance(workload, Head) and on_cpu(workload, target)
 
 
 def space(workload: Head, target: Target) -> Space:
     """How many channels a task pools, and register tiles of the dense layer."""
-    width = lanes(target, workload.dtype, workload.Co)
-    accumulators = target.limits.vector_registers - 4
-    pooled = lanes(target, workload.dtype, workload.Ci)
+    width = lanes(target, SUMS, workload.Co)
+    accumulators = target.cpu.vector_registers - 4
+    pooled = lanes(target, SUMS, workload.Ci)
     chunks = tuple(
         pooled * count for count in (1, 2, 4, 8, 16) if workload.Ci % (pooled * count) == 0
     ) or (workload.Ci,)
@@ -70,7 +72,7 @@ def space(workload: Head, target: Target) -> Space:
 
 def lower(workload: Head, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
-    width = lanes(target, workload.dtype, workload.Co)
+    width = lanes(target, SUMS, workload.Co)
     schedule = Schedule(_formula(workload, config))
     schedule.fuse_reduction_epilogue("acc", "biased")
     pooled, acc, y = (schedule.get_sblock(name) for name in ("pooled", "acc", "y"))
@@ -100,10 +102,9 @@ def lower(workload: Head, config: Config, target: Target) -> IRModule:
     return schedule.mod
 
 
-def pack(
-    workload: Head, config: Config, wt: NDArray[np.float32], bias: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def pack(workload: Head, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
     """wt (Ci,Co) -> (Co/BLOCK_CO,Ci,BLOCK_CO) divided by H*W, and bias; padded with zeros."""
+    wt, bias = weights
     columns = int(config["BLOCK_CO"])
     mean = (wt.astype(np.float64) / (workload.H * workload.W)).astype(wt.dtype)
     packed = pad_last(mean, columns).reshape(workload.Ci, -1, columns).transpose(1, 0, 2)
@@ -118,20 +119,24 @@ def _formula(workload: Head, config: Config) -> IRModule:
     TN, TC = N // BN, blocks(Co, BC)
     x = te.placeholder((N * pixels, Ci), dtype, "x")
     wt = te.placeholder((TC, Ci, BC), dtype, "wt")
-    bias = te.placeholder((TC, BC), dtype, "bias")
+    bias = te.placeholder((TC, BC), SUMS, "bias")
     p, ci = te.reduce_axis((0, pixels), "p"), te.reduce_axis((0, Ci), "ci")
 
-    pooled = te.compute((N, Ci), lambda n, c: te.sum(x[n * pixels + p, c], p), name="pooled")
+    pooled = te.compute(
+        (N, Ci), lambda n, c: te.sum(x[n * pixels + p, c].astype(SUMS), p), name="pooled"
+    )
     shape = (TN, TC, BN, BC)
     acc = te.compute(
         shape,
-        lambda no, co, n, c: te.sum(pooled[no * BN + n, ci] * wt[co, ci, c], ci),
+        lambda no, co, n, c: te.sum(pooled[no * BN + n, ci] * wt[co, ci, c].astype(SUMS), ci),
         name="acc",
     )
     biased = te.compute(shape, lambda no, co, n, c: acc[no, co, n, c] + bias[co, c], name="biased")
     y = te.compute(
         (N, Co),
-        lambda n, c: activate(biased[n // BN, c // BC, n % BN, c % BC], workload.activation),
+        lambda n, c: activate(biased[n // BN, c // BC, n % BN, c % BC], workload.activation).astype(
+            dtype
+        ),
         name="y",
     )
     return module(x, wt, bias, y)

@@ -7,10 +7,12 @@ Source  own.
 
 from __future__ import annotations
 
+import numpy as np
 from tvm import te, tirx
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 
+from kernels.reference import Array
 from kernels.te.tile import module, unroll, vectorize_last
 from targets.target import Target
 
@@ -18,19 +20,19 @@ CHAINS = 12
 STEPS = 1 << 20
 
 
-def lower(target: Target, threads: int) -> IRModule:
-    """The function main(v, y), v and y (threads, CHAINS, lanes): STEPS steps in every thread."""
-    width = target.limits.lanes("float32")
+def lower(target: Target, dtype: str, threads: int) -> IRModule:
+    """The function main(v, y), both like `argument`: STEPS steps in every thread."""
+    width = target.cpu.lanes(dtype)
     shape = (threads, CHAINS, width)
-    v = te.placeholder(shape, "float32", "v")
+    v = te.placeholder(shape, dtype, "v")
     step = te.reduce_axis((0, STEPS), "step")
     chain = te.comm_reducer(
-        lambda acc, value: acc * tirx.const(0.5, "float32") + value,
+        lambda acc, value: acc * tirx.const(0.5, dtype) + value,
         lambda dtype: tirx.const(0, dtype),
         name="chain",
     )
     acc = te.compute(shape, lambda t, c, i: chain(v[t, c, i], step), name="acc")
-    y = te.compute(shape, lambda t, c, i: acc[t, c, i] * tirx.const(1, "float32"), name="y")
+    y = te.compute(shape, lambda t, c, i: acc[t, c, i] * tirx.const(1, dtype), name="y")
 
     schedule = Schedule(module(v, y))
     block = schedule.get_sblock("acc")
@@ -47,6 +49,11 @@ def lower(target: Target, threads: int) -> IRModule:
     return schedule.mod
 
 
-def flops(target: Target, threads: int) -> int:
+def argument(target: Target, dtype: str, threads: int) -> Array:
+    """v (threads, CHAINS, lanes)."""
+    return np.ones((threads, CHAINS, target.cpu.lanes(dtype)), dtype)
+
+
+def flops(target: Target, dtype: str, threads: int) -> int:
     """Operations of one call."""
-    return 2 * STEPS * threads * CHAINS * target.limits.lanes("float32")
+    return 2 * STEPS * threads * CHAINS * target.cpu.lanes(dtype)

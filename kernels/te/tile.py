@@ -5,22 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import te, tirx
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from kernels.workload import Conv, Depthwise
+from kernels.reference import Array
+from kernels.workload import Conv, Depthwise, Workload
 from targets.target import Target
 
 CPUS = ("x86", "arm64")
 STACK_BYTES = 1024  # TVM's kMaxStackAlloca
 
 
+def on_cpu(workload: Workload, target: Target) -> bool:
+    """Whether `target` is a CPU that computes in the workload's dtype."""
+    return target.kind in CPUS and target.cpu.computes(workload.dtype)
+
+
 def lanes(target: Target, dtype: str, channels: int) -> int:
     """Elements a vector: the machine's, or fewer where there are not so many channels."""
-    width = target.limits.lanes(dtype)
+    width = target.cpu.lanes(dtype)
     while width // 2 >= channels:
         width //= 2
     return width
@@ -95,7 +100,7 @@ def vectorize_last(schedule: Schedule, block: SBlockRV, width: int, unrolled: in
     unroll(schedule, *[*outer, vector][-unrolled:])
 
 
-def pad_last(array: NDArray[np.float32], block: int) -> NDArray[np.float32]:
+def pad_last(array: Array, block: int) -> Array:
     """`array` with zeros behind its last axis, up to a multiple of `block`."""
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % block)])
 

@@ -56,7 +56,7 @@ def in_torch(
 def arguments(workload: Workload) -> list[np.ndarray]:
     """In float64, strong enough for ReLU6 to cut."""
     rng = np.random.default_rng(0)
-    shapes = (workload.x_shape, workload.wt_shape, (workload.Co,))
+    shapes = (workload.x_shape, *workload.weight_shapes)
     return [rng.normal(0, 3, shape) for shape in shapes]
 
 
@@ -66,7 +66,7 @@ def test_is_what_torch_computes(workload: Workload, activation: str) -> None:
     workload = replace(workload, activation=activation)
     given = arguments(workload)
     expected = in_torch(workload, *map(torch.from_numpy, given)).numpy()
-    y = reference(workload, *given)
+    y = reference(workload, given[0], given[1:])
     assert y.shape == workload.y_shape
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-11)
     if activation == "relu6" and y.size > 50:
@@ -78,32 +78,35 @@ def test_counts_neighbours() -> None:
     x, wt, bias = np.ones((1, 3, 3, 1)), np.ones((3, 3, 1)), np.zeros(1)
     even = Depthwise(N=1, Hi=3, Wi=3, C=1, stride=1, pad=(1, 1, 1, 1), activation="none")
     below = Depthwise(N=1, Hi=3, Wi=3, C=1, stride=2, pad=(0, 2, 0, 2), activation="none")
-    assert reference(even, x, wt, bias)[0, :, :, 0].tolist() == [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
-    assert reference(below, x, wt, bias)[0, :, :, 0].tolist() == [[9, 3], [3, 1]]
+    assert reference(even, x, (wt, bias))[0, :, :, 0].tolist() == [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
+    assert reference(below, x, (wt, bias))[0, :, :, 0].tolist() == [[9, 3], [3, 1]]
 
 
 def test_sums_in_float64_whatever_it_is_given() -> None:
     """1e8 + 1 - 1e8 is 0 in float32."""
     x = np.array([1e8, 1, -1e8], np.float32).reshape(1, 1, 1, 3)
     workload = Pointwise(N=1, H=1, W=1, Ci=3, Co=1, activation="none")
-    y = reference(workload, x, np.ones((3, 1), np.float32), np.zeros(1, np.float32))
+    y = reference(workload, x, (np.ones((3, 1), np.float32), np.zeros(1, np.float32)))
     assert y.dtype == np.float32
     assert y.item() == 1.0
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "shapes"),
     [
-        (0, "x has shape (2, 4, 7, 11); expected (1, 4, 7, 11)"),
-        (1, "wt has shape (22, 6); expected (11, 6)"),
-        (2, "bias has shape (12,); expected (6,)"),
+        (0, "((2, 4, 7, 11), (11, 6), (6,))"),
+        (1, "((1, 4, 7, 11), (22, 6), (6,))"),
+        (2, "((1, 4, 7, 11), (11, 6), (12,))"),
     ],
     ids=["x", "wt", "bias"],
 )
-def test_refuses_other_shapes(wrong: int, message: str) -> None:
+def test_refuses_other_shapes(wrong: int, shapes: str) -> None:
     workload = Pointwise(N=1, H=4, W=7, Ci=11, Co=6)
     given = arguments(workload)
     given[wrong] = np.concatenate([given[wrong], given[wrong]])
     with pytest.raises(ValueError) as error:  # noqa: PT011 the whole message is compared
-        reference(workload, *given)
-    assert str(error.value) == f"{workload.key}: {message}"
+        reference(workload, given[0], given[1:])
+    assert str(error.value) == (
+        f"{workload.key}: x and weights have shapes {shapes}; "
+        f"expected ((1, 4, 7, 11), (11, 6), (6,))"
+    )

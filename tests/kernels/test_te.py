@@ -70,34 +70,35 @@ HOSTILE: list[Workload] = [
 
 def fenced(array: np.ndarray) -> tuple[np.ndarray, Any]:
     """A tensor of TVM's that holds `array` amid NaNs, and the memory with its fences."""
-    memory = np.full(array.size + 2 * FENCE + 16, np.nan, np.float32)
+    memory = np.full(array.size + 2 * FENCE + 16, np.nan, array.dtype)
     start = FENCE + (-(memory.ctypes.data // 4 + FENCE)) % 16  # TVM asks for 64 bytes
     inside = memory[start : start + array.size].reshape(array.shape)
     inside[...] = array
     return memory, tvm.runtime.from_dlpack(inside)
 
 
-def arguments(workload: Workload) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x, wt and bias as `kernels.tolerance` assumes, but for the strength."""
+def arguments(workload: Workload) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """x and weights as `kernels.tolerance` assumes, but for the strength."""
     rng = np.random.default_rng(0)
     x = STRENGTH * rng.standard_normal(workload.x_shape, np.float32)
-    wt = rng.standard_normal(workload.wt_shape, np.float32) / np.float32(workload.terms**0.5)
-    return x, wt, STRENGTH * rng.standard_normal(workload.Co, np.float32)
+    filter_shape, bias_shape = workload.weight_shapes
+    wt = rng.standard_normal(filter_shape, np.float32) / np.float32(workload.terms**0.5)
+    return x, (wt, STRENGTH * rng.standard_normal(bias_shape, np.float32))
 
 
 def check(workload: Workload, name: str, config: Config, target: Target) -> None:
     """Compile and run one candidate; its output is right, and it wrote to nothing else."""
-    x, wt, bias = arguments(workload)
+    x, weights = arguments(workload)
     lowered = kernel(name).lower(workload, config, target)
     shapes = [tuple(map(int, buffer.shape)) for buffer in lowered["main"].params]
-    packed = kernel(name).pack(workload, config, wt, bias)
-    nothing = np.full(shapes[-1], np.nan, np.float32)
+    packed = kernel(name).pack(workload, config, weights)
+    nothing = np.full(shapes[-1], np.nan, workload.dtype)
     given = [fenced(array) for array in (x.reshape(shapes[0]), *packed, nothing)]
     tvm.compile(lowered, target=target.tvm()).mod["main"](*(tensor for _, tensor in given))
 
     y = given[-1][1].numpy().reshape(workload.y_shape)
     allowed = STRENGTH * tolerance(workload.dtype, workload.terms)
-    expected = reference(workload, x, wt, bias)
+    expected = reference(workload, x, weights)
     np.testing.assert_allclose(y, expected, rtol=0, atol=allowed, err_msg=str(config))
     for (memory, tensor), array in zip(given, (x, *packed, y), strict=True):
         assert np.array_equal(tensor.numpy().ravel(), array.ravel())
@@ -222,7 +223,7 @@ def test_pointwise_loop_is_only_multiply_adds(device: str) -> None:
     config = kernel("te.pointwise").space(workload, target).default
     loop = hot_loop(workload, config, target)
     multiplied = [line for line in loop if line.startswith("vfmadd") and "zmm" in line]
-    vectors = blocks(int(config["BLOCK_CO"]), target.limits.lanes("float32"))
+    vectors = blocks(int(config["BLOCK_CO"]), target.cpu.lanes("float32"))
     steps, left = divmod(len(multiplied), int(config["BLOCK_P"]) * vectors)
     assert (steps >= 1, left) == (True, 0)
     rest = [line for line in loop if line not in multiplied]

@@ -33,15 +33,15 @@ def off(workload: Workload, y: Array) -> float:
 
 def wrong_kernels(workload: Workload) -> Iterator[tuple[str, Array]]:
     """What kernels compute that are wrong by as little as a kernel can be."""
-    x, wt, bias, _ = case(workload)
+    x, (wt, bias), _ = case(workload)
     last = wt.copy()
     if isinstance(workload, Conv | Depthwise):
         for kh, kw in product(range(workload.K), repeat=2):
             dropped = wt.copy()
             dropped[kh, kw] = 0
-            yield f"tap {kh},{kw} dropped", reference(workload, x, dropped, bias)
+            yield f"tap {kh},{kw} dropped", reference(workload, x, (dropped, bias))
         last[-1, -1] = wt[-1, -2]
-        yield "last tap read twice", reference(workload, x, last, bias)
+        yield "last tap read twice", reference(workload, x, (last, bias))
         top, bottom, left, right = workload.pad
         wider = [replace(workload, pad=(bottom, top, left, right))]
         wider += [replace(workload, pad=(top, bottom, right, left))]
@@ -49,17 +49,17 @@ def wrong_kernels(workload: Workload) -> Iterator[tuple[str, Array]]:
             wider = [replace(workload, pad=(top - 1, bottom + 1, left, right))]
             wider += [replace(workload, pad=(top, bottom, left + 1, right - 1))]
         for other in wider:
-            yield f"padded by {other.pad}", reference(other, x, wt, bias)
+            yield f"padded by {other.pad}", reference(other, x, (wt, bias))
     else:
         last[-1] = 0
-        yield "last term dropped", reference(workload, x, last, bias)
+        yield "last term dropped", reference(workload, x, (last, bias))
         swapped = wt.copy()
         swapped[[0, 1]] = wt[[1, 0]]
-        yield "first terms swapped", reference(workload, x, swapped, bias)
+        yield "first terms swapped", reference(workload, x, (swapped, bias))
     if isinstance(workload, Head) and workload.H > 1:
         pooled = x.copy()
         pooled[:, -1, -1] = 0
-        yield "last pixel not pooled", reference(workload, pooled, wt, bias)
+        yield "last pixel not pooled", reference(workload, pooled, (wt, bias))
 
 
 @ALL
@@ -71,14 +71,14 @@ def test_kernel_that_is_one_tap_off_is_outside(workload: Workload) -> None:
 
 @ALL
 def test_half_precision_is_outside(workload: Workload) -> None:
-    x, wt, bias, _ = case(workload)
+    x, (wt, bias), _ = case(workload)
     half = x.astype(np.float16).astype(np.float32)
-    assert off(workload, reference(workload, half, wt, bias)) > 1
+    assert off(workload, reference(workload, half, (wt, bias))) > 1
 
 
 def in_float32(workload: Workload) -> Array:
     """All in float32, one term after the other, as a kernel sums: no BLAS, no pairwise sums."""
-    x, wt, bias, _ = case(workload)
+    x, (wt, bias), _ = case(workload)
     sums = np.zeros(workload.y_shape, np.float32)
     if isinstance(workload, Conv | Depthwise):
         top, bottom, left, right = workload.pad

@@ -29,7 +29,9 @@ MODULES: dict[str, Any] = {
 def computed_anew() -> dict[str, str]:
     """Versions by kind of machine and kernel, from no cache."""
     version.cache_clear()
-    versions = {f"{kind} {name}": version(name, kind) for kind in TARGETS for name in KERNELS}
+    versions = {
+        f"{kind} {name}": version(name, kind, "float32") for kind in TARGETS for name in KERNELS
+    }
     version.cache_clear()
     return versions
 
@@ -61,7 +63,8 @@ def test_same_in_a_process_that_asks_in_another_order() -> None:
         "from kernels.version import version\n"
         "from targets import TARGETS\n"
         "pairs = [(kind, name) for kind in TARGETS for name in KERNELS]\n"
-        "print(json.dumps({f'{k} {name}': version(name, k) for k, name in reversed(pairs)}))"
+        "versions = {f'{k} {n}': version(n, k, 'float32') for k, n in reversed(pairs)}\n"
+        "print(json.dumps(versions))"
     )
     printed = subprocess.run(
         [sys.executable, "-c", code],

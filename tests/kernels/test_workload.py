@@ -17,11 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels.workload import (
     ACTIVATIONS,
     DTYPES,
+    ITEM_BYTES,
     KINDS,
     Conv,
     Depthwise,
     Head,
     Pointwise,
+    Separable,
     Workload,
     flops,
     moved_bytes,
@@ -45,6 +47,9 @@ EXAMPLES: dict[str, Workload] = {
     ),
     "pointwise/f32/n1.h14.w7.ci512.co256/relu6": Pointwise(N=1, H=14, W=7, Ci=512, Co=256),
     "head/f32/n3.h7.w6.ci1024.co1001/none": Head(N=3, H=7, W=6, Ci=1024, Co=1001),
+    "separable/f32/n1.h28.w14.c512.co256.k3.s2.p0-1-0-1/relu6": Separable(
+        N=1, Hi=28, Wi=14, C=512, Co=256, stride=2, pad=(0, 1, 0, 1)
+    ),
 }
 SIZES = st.integers(1, 40)
 
@@ -77,7 +82,8 @@ def built(kind: type[Workload], *sizes: str, window: bool = False) -> st.SearchS
 
 convolutions = built(Conv, "Ci", "Co", window=True) | built(Depthwise, "C", window=True)
 products = built(Pointwise, "H", "W", "Ci", "Co") | built(Head, "H", "W", "Ci", "Co")
-workloads = convolutions | products
+separables = built(Separable, "C", "Co", window=True)
+workloads = convolutions | products | separables
 
 
 @settings(deadline=None, derandomize=True)
@@ -122,7 +128,8 @@ def test_every_field_is_in_the_key(workload: Workload) -> None:
         "pointwise/f32/n1.n1.h14.w14.ci512.co512/relu6",
         "pointwise/f32/n1.h14.w14.ci512.co512.s2/relu6",
         "pointwise/f32/n1.h14.w14.ci512.co٥/relu6",
-        "separable/f32/n1.h14.w14.ci512.co512/relu6",
+        "separable/f32/n1.h14.w14.ci512.co512.k3.s1.p1-1-1-1/relu6",
+        "winograd/f32/n1.h14.w14.ci512.co512/relu6",
         "depthwise/f32/n1.h7.w7.c8.k3.s1.p1-1/relu6",
         "depthwise/f32/n1.h7.w7.c8.k3.s1.p1-1-1-9/relu6",
         "depthwise/f32/n1.h1.w1.c8.k3.s1.p0-0-0-0/relu6",
@@ -154,6 +161,10 @@ def in_torch(workload: Workload) -> Tensor:
         case Head():
             wt = torch.empty(workload.Co, Ci, device="meta")
             return F.linear(x.mean((2, 3)), wt)
+        case Separable():
+            between = in_torch(workload.depthwise)
+            assert tuple(between.shape) == workload.pointwise.x_shape
+            return in_torch(workload.pointwise)
 
 
 @settings(deadline=None, derandomize=True)
@@ -175,7 +186,19 @@ def test_bytes_count_every_tensor_once() -> None:
     x, wt, bias, y = 2 * 3 * 5 * 4, 4 * 6, 6, 2 * 3 * 5 * 6
     workload = Pointwise(N=2, H=3, W=5, Ci=4, Co=6)
     assert moved_bytes(workload) == 4 * (x + wt + bias + y)
-    assert moved_bytes(replace(workload, dtype="float16")) == 2 * (x + wt + bias + y)
+    assert moved_bytes(replace(workload, dtype="float16")) == 2 * (x + wt + y) + 4 * bias
+
+
+@settings(deadline=None, derandomize=True)
+@given(workload=separables)
+def test_a_separable_is_its_two_layers(workload: Separable) -> None:
+    first, second = workload.depthwise, workload.pointwise
+    assert Separable.of(first, second) == workload
+    assert Separable.of(first, replace(second, H=second.H + 1)) is None
+    assert Separable.of(first, replace(second, activation="none")) in (None, workload)
+    assert workload.weight_shapes == first.weight_shapes + second.weight_shapes
+    between = 2 * prod(first.y_shape) * ITEM_BYTES[workload.dtype]
+    assert moved_bytes(workload) == moved_bytes(first) + moved_bytes(second) - between
 
 
 CONV = next(iter(EXAMPLES.values()))

@@ -150,7 +150,7 @@ def test_what_is_linked_loads_on_an_old_system(
 
     target = arm64.DEVICES["cortex-a76"]
     library = tmp_path / "peak.so"
-    export(tvm.compile(peak.lower(target, 1), target=target.tvm()), target, library)
+    export(tvm.compile(peak.lower(target, "float32", 1), target=target.tvm()), target, library)
     content = library.read_bytes()
     assert content[:4] == b"\x7fELF"
     assert int.from_bytes(content[18:20], "little") == 0xB7  # EM_AARCH64

@@ -60,10 +60,10 @@ def test_a_candidate_computes_there_what_it_computes_here(running: Board, tmp_pa
     config = pointwise.space(WORKLOAD, target).default
     library = tmp_path / "candidate.so"
     shapes = build(WORKLOAD, "te.pointwise", config, target, library)
-    x, wt, bias, _ = case(WORKLOAD)
+    x, weights, _ = case(WORKLOAD)
     remote = session(running)
     remote.upload(str(library))
-    packed = pointwise.pack(WORKLOAD, config, wt, bias)
+    packed = pointwise.pack(WORKLOAD, config, weights)
     arguments = [x.reshape(shapes[0]), *packed, np.full(shapes[-1], np.nan, np.float32)]
     tensors = [tvm.runtime.tensor(argument, remote.cpu(0)) for argument in arguments]
     remote.load_module(library.name)["main"](*tensors)

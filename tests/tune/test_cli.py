@@ -48,7 +48,7 @@ def record(**changes: Any) -> Record:
     fields: dict[str, Any] = {
         "workload": workload.key,
         "kernel": "te.conv",
-        "kernel_version": version("te.conv", "x86"),
+        "kernel_version": version("te.conv", "x86", "float32"),
         "config": kernel("te.conv").space(workload, HOST).default,
         "target": "x86",
         "device": HOST.device,
@@ -308,7 +308,7 @@ def test_run_measures_each_config_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert {row["workload"] for row in json.loads(rows.read_text())} == workloads
     for one in database.read(log).records:
         assert (one.device, one.threads, one.checked) == (HOST.device, 1, one.error is None)
-        assert one.kernel_version == version(one.kernel, "x86")
+        assert one.kernel_version == version(one.kernel, "x86", "float32")
         assert one.peak_flops is not None
 
     assert cli.main(arguments) == 0

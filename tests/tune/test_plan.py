@@ -24,7 +24,7 @@ FIRST, SECOND, *_ = [config for config in SPACE if config != SPACE.default]
 RECORD = Record(
     workload=WORKLOAD.key,
     kernel="te.pointwise",
-    kernel_version=version("te.pointwise", "x86"),
+    kernel_version=version("te.pointwise", "x86", "float32"),
     config=FIRST,
     target="x86",
     device="znver4",

@@ -165,7 +165,7 @@ def test_measures_what_the_command_line_serves() -> None:
         endpoint = Endpoint(host=HOST, port=port)
         with RpcRunner(TARGET, endpoint, patience=Patience(connect_s=60), builders=2) as runner:
             assert runner.threads == runner.facts.cores
-            assert runner.peak_flops() > 1e9
+            assert runner.peak_flops("float32") > 1e9
             entries = [
                 Entry(workload=WORKLOAD, kernel=KERNEL, config=config) for config in configs(3)
             ]

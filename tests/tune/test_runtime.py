@@ -182,7 +182,7 @@ def test_manifest_says_what_the_library_is(library: Path) -> None:
     assert [layer["name"] for layer in layers] == [layer.name for layer in MODEL.layers]
     assert [layer["workload"] for layer in layers] == [layer.workload.key for layer in MODEL.layers]
     assert {layer["why"] for layer in layers} == {"default"}
-    assert all(version(layer["kernel"], "x86") for layer in layers)
+    assert all(version(layer["kernel"], "x86", "float32") for layer in layers)
 
 
 def test_manifest_tells_libraries_and_weights_apart(library: Path, tmp_path: Path) -> None:

@@ -22,12 +22,14 @@ def off_by(value: float) -> np.ndarray:
 
 
 def test_case_is_fixed_and_its_own_answer() -> None:
-    first = [array.copy() for array in case(WORKLOAD)]
+    x, weights, y = case(WORKLOAD)
     case.cache_clear()
-    for one, other in zip(first, case(WORKLOAD), strict=True):
+    again_x, again_weights, again_y = case(WORKLOAD)
+    for one, other in zip((x, *weights, y), (again_x, *again_weights, again_y), strict=True):
+        assert one is not other
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(reference(WORKLOAD, *first[:3]), first[3])
-    assert difference(WORKLOAD, first[3]) is None
+    np.testing.assert_array_equal(reference(WORKLOAD, x, weights), y)
+    assert difference(WORKLOAD, y) is None
 
 
 @pytest.mark.parametrize("share", [0.9, -0.9])

@@ -360,7 +360,7 @@ def test_folded_layers_compute_the_unfolded_module(
 
 def chained(model: MobileNet, folded: weights.Folded, x: NDArray[np.float32]) -> weights.Array:
     for layer in model.layers:
-        x = reference(layer.workload, x, *folded[layer.name])
+        x = reference(layer.workload, x, folded[layer.name])
     return x
 
 

@@ -1,10 +1,10 @@
 /* Calls what TVM has compiled, with a mark for counter.c before and after each call.
  *
- *     driver kernel  LIBRARY CALLS FILE:SHAPE...   main(tensors...); each FILE is a float32 tensor's
- *                                                  memory, so that outputs are found in theirs
+ *     driver kernel  LIBRARY CALLS FILE:SHAPE...   main(tensors...); each FILE is a tensor's memory,
+ *                                                  so that outputs are found in theirs
  *     driver network LIBRARY CALLS FILE:SHAPE OUT  main(image) of a Relax VM; its logits go to OUT
  *
- * SHAPE is sizes joined by x. Ends with status 1 and a line on stderr when a call fails. MARK is the
+ * FILE ends in .f32 or .f16, by its values; SHAPE is sizes joined by x. Ends with status 1 and a line on stderr when a call fails. MARK is the
  * compiler's to define.
  */
 #include <fcntl.h>
@@ -88,7 +88,9 @@ static DLTensor *mapped(char *argument)
     *shape++ = '\0';
     int64_t *sizes = calloc(MOST_DIMS, sizeof *sizes);
     int ndim = 0;
-    int64_t bytes = sizeof(float);
+    char *ending = strrchr(argument, '.');
+    uint8_t bits = ending && strcmp(ending, ".f16") == 0 ? 16 : 32;
+    int64_t bytes = bits / 8;
     for (char *end = shape; *shape && ndim < MOST_DIMS; shape = *end ? end + 1 : end)
         bytes *= sizes[ndim++] = strtoll(shape, &end, 10);
 
@@ -104,7 +106,7 @@ static DLTensor *mapped(char *argument)
         .data = data,
         .device = {kDLCPU, 0},
         .ndim = ndim,
-        .dtype = {kDLFloat, 32, 1},
+        .dtype = {kDLFloat, bits, 1},
         .shape = sizes,
     };
     return tensor;
@@ -146,11 +148,11 @@ static void run_network(const char *library, int calls, char *image, const char 
     TVMFFIAny logits = marked_calls(method(machine, "main"), &x, 1, calls);
 
     DLTensor *y = (DLTensor *)(logits.v_obj + 1);
-    size_t size = 1;
+    size_t size = y->dtype.bits / 8;
     for (int i = 0; i < y->ndim; ++i)
         size *= y->shape[i];
     FILE *file = fopen(out, "wb");
-    if (file == NULL || fwrite(y->data, sizeof(float), size, file) != size || fclose(file) != 0)
+    if (file == NULL || fwrite(y->data, 1, size, file) != size || fclose(file) != 0)
         fail(out, "cannot be written");
 }
 

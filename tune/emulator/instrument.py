@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kernels.reference import Array
+from kernels.workload import DTYPES
 from tune.emulator import MARK
 from tune.emulator.cache import cache, once
 from tune.emulator.guest import Guest
 from tune.errors import SetupError
-
-Array = NDArray[np.float32]
 
 CALLS = 2  # the first binds symbols, fills caches and starts the thread pool
 SOURCES = Path(__file__).parent
@@ -68,13 +67,15 @@ class Instrument:
 
     def kernel(self, library: Path, arguments: Sequence[Array], timeout_s: float = 60.0) -> Count:
         """Of `main(*arguments)`; the last argument is the output. GuestFailed, GuestTimeout."""
-        names = [f"{i}.f32" for i in range(len(arguments))]
+        names = [f"{i}.{DTYPES[str(array.dtype)]}" for i, array in enumerate(arguments)]
         files = dict(zip(names, arguments, strict=True))
         return self._count("kernel", library, files, (), names[-1], timeout_s)
 
     def network(self, library: Path, image: Array, timeout_s: float = 300.0) -> Count:
         """Of one inference of a whole network; y (values,). GuestFailed, GuestTimeout."""
-        return self._count("network", library, {"x.f32": image}, ("y.f32",), "y.f32", timeout_s)
+        dtype = DTYPES[str(image.dtype)]
+        x, y = f"x.{dtype}", f"y.{dtype}"
+        return self._count("network", library, {x: image}, (y,), y, timeout_s)
 
     def plugin(self, out: Path, blocks: Path | None = None) -> str:
         """For `Guest.command`: count, and write as counter.c says."""
@@ -108,7 +109,7 @@ class Instrument:
             _run(command, folder, timeout_s)
             return Count(
                 instructions=between_marks(folder / "marks")[-1],
-                y=np.fromfile(folder / y, np.float32),
+                y=np.fromfile(folder / y, next(iter(inputs.values())).dtype),
                 blocks=_blocks(folder / "blocks"),
             )
 

@@ -68,9 +68,10 @@ class Job:
         seed: int,
         library: Path | None = None,
     ) -> Job:
-        """On a batch of random images, the same for a seed."""
-        x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(np.float32)
-        return cls(model=model, weights=weights, x=x, threads=threads, library=library)
+        """On a batch of random images, the same for a seed, no finer than the model's dtype."""
+        x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(model.dtype)
+        x32 = x.astype(np.float32)
+        return cls(model=model, weights=weights, x=x32, threads=threads, library=library)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

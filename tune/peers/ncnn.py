@@ -1,4 +1,4 @@
-"""ncnn on the CPU in float32, its network files written from the folded weights.
+"""ncnn on the CPU, its network files written from the folded weights.
 
 Format  a .param file has one layer a line, `type name inputs outputs in… out… key=value…`; the .bin
         file has the values in the same order, each weight led by a zero word that says float32.
@@ -14,7 +14,7 @@ from typing import Any
 import ncnn
 import numpy as np
 
-from kernels.workload import Head, Workload
+from kernels.workload import Head, Single
 from tune import weights
 from tune.peers import Array, Job
 from tune.peers.conv2d import conv2d, nchw_layout
@@ -29,10 +29,11 @@ def version() -> str:
 
 
 def prepare(job: Job) -> Net:
-    """The network with every 16-bit shortcut off and `job.threads` OpenMP threads."""
+    """The network on `job.threads` OpenMP threads; 16-bit shortcuts for a float16 model alone."""
     net = ncnn.Net()
     net.opt.num_threads = job.threads
-    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    half = job.model.dtype == "float16"
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = half
     net.opt.use_bf16_packed = net.opt.use_bf16_storage = False
     net.opt.use_vulkan_compute = False
     params, values = _files(job)
@@ -84,7 +85,7 @@ def _files(job: Job) -> tuple[str, bytes]:
     return "\n".join([str(MAGIC), counts, *lines, ""]), b"".join(values)
 
 
-def _layer(name: str, workload: Workload, x: str, wt: Array) -> tuple[list[str], Array]:
+def _layer(name: str, workload: Single, x: str, wt: Array) -> tuple[list[str], Array]:
     """The lines of one layer, which reads blob `x` and gives blob `name`; its weights, laid out.
 
     A convolution wants (Co, Ci / groups, K, K), an inner product (Co, Ci).

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, checker, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
-from kernels.workload import Head, Workload
+from kernels.workload import Head, Single
 from tune import weights
 from tune.peers import Array, Job
 from tune.peers.conv2d import conv2d
@@ -47,7 +47,7 @@ def model_bytes(job: Job) -> bytes:
 
 
 def _layer(
-    name: str, workload: Workload, x: str, wt: Array, bias: Array
+    name: str, workload: Single, x: str, wt: Array, bias: Array
 ) -> tuple[list[NodeProto], dict[str, Array]]:
     """The nodes and constants of one layer, which reads the value `x` and gives `name`."""
     arguments = [f"{name}.wt", f"{name}.bias"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kernels.reference import Array
 from targets import machines
 from targets.target import Endpoint, Target
 from tune import images
@@ -77,11 +77,11 @@ def classify(
     batch, height, _, _ = description["input"]["shape"]
     with ExitStack() as stack:
         if board is None:
-            network: Callable[[NDArray[np.float32]], NDArray[np.float32]] = load(library, threads)
+            network: Callable[[Array], Array] = load(library, threads)
         else:
             network = stack.enter_context(_board_runner(description, board, key, threads, library))
         for photo in photos:
-            image = images.read(photo, height)
+            image = images.read(photo, height).astype(description["input"]["dtype"])
             logits = network(np.repeat(image, batch, axis=0))[0].astype(np.float64)
             odds = np.exp(logits - logits.max())
             probabilities = odds / odds.sum()
@@ -95,7 +95,7 @@ def classify(
 @contextmanager
 def _board_runner(
     description: dict[str, Any], board: Endpoint, key: str, threads: int | None, library: Path
-) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
+) -> Iterator[Callable[[Array], Array]]:
     """The network on a board, as a function from images to logits."""
     from tune.runners.rpc import RpcRunner
 

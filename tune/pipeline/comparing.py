@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from targets import machines
 from targets.target import Target
 from tune.bench import Comparison, Rounds, Row, compare, percentiles, title
@@ -67,7 +69,7 @@ def bench(
             return _on_board(model, target, site, ours, library, peers, rounds * SAMPLES, seed)
         progress("measuring the multiply-add peak")
         with runner_at(site, target) as runner:
-            peak_flops = runner.peak_flops()
+            peak_flops = runner.peak_flops(model.dtype)
         comparison = compare(
             model,
             ours,
@@ -131,12 +133,12 @@ def _on_board(
     runner = runner_at(site, target)
     assert isinstance(runner, RpcRunner)
     with runner:
-        peak_flops = runner.peak_flops()
-        logits, seconds = runner.infer(library, job.x, samples)
+        peak_flops = runner.peak_flops(model.dtype)
+        logits, seconds = runner.infer(library, job.x.astype(model.dtype), samples)
     p20_s, median_s, p80_s = percentiles(seconds)
     expected = expected_logits(job, Rounds().prepare_timeout_s)
     try:
-        off = difference(job, logits, expected)
+        off = difference(job, logits.astype(np.float32), expected)
     except PeerFailed as failure:
         raise GateError(
             f"{OURS} has no result: {failure}; expected right logits from {library}; "

@@ -62,7 +62,8 @@ def own(
         record
         for record in records
         if record.workload == workload.key
-        and (record.kernel, record.kernel_version) == (name, version(name, target.kind))
+        and (record.kernel, record.kernel_version)
+        == (name, version(name, target.kind, workload.dtype))
         and (record.target, record.device) == (target.kind, target.device)
         and record.threads == threads
         and record.estimator == estimator
@@ -114,7 +115,7 @@ def _row(workload: Workload, records: Sequence[Record]) -> dict[str, Any]:
         target=first.target,
         device=first.device,
         threads=first.threads,
-        versions={name: version(name, first.target) for name in KERNELS},
+        versions={name: version(name, first.target, workload.dtype) for name in KERNELS},
         estimator=first.estimator,
     )
     return {

@@ -127,7 +127,7 @@ def tune(
             threads=runner.threads,
             estimator=site.estimator,
             log=log,
-            peak_flops=runner.peak_flops(),
+            peak_flops=runner.peak_flops(layers[0].workload.dtype),
         )
         searches = _searches(layers, recorder, kernels)
 
@@ -308,7 +308,7 @@ class _Recorder:
         record = Record(
             workload=search.workload.key,
             kernel=search.kernel,
-            kernel_version=version(search.kernel, self.target.kind),
+            kernel_version=version(search.kernel, self.target.kind, search.workload.dtype),
             config=outcome.config,
             target=self.target.kind,
             device=self.target.device,

@@ -11,7 +11,7 @@ import numpy as np
 from kernels import kernel
 from kernels.space import Config
 from kernels.workload import Workload
-from tune.verify import Array, case, difference
+from tune.verify import case, difference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Candidate:
     kernel: str
     config: Config = field(hash=False)
     library: Path
-    shapes: tuple[tuple[int, ...], ...]  # of x, wt, bias, y
+    shapes: tuple[tuple[int, ...], ...]  # of x, weights, y
 
 
 class Loaded:
@@ -34,18 +34,19 @@ class Loaded:
     def __init__(self, candidate: Candidate) -> None:
         import tvm
 
-        x, wt, bias, _ = case(candidate.workload)
-        packed = kernel(candidate.kernel).pack(candidate.workload, candidate.config, wt, bias)
+        workload = candidate.workload
+        x, weights, _ = case(workload)
+        packed = kernel(candidate.kernel).pack(workload, candidate.config, weights)
         self.function = tvm.runtime.load_module(str(candidate.library))["main"]
-        self.packed: tuple[Array, ...] = packed
+        self.packed = packed
         self.x = tvm.runtime.tensor(x.reshape(candidate.shapes[0]))
-        self.y = tvm.runtime.tensor(np.full(candidate.shapes[-1], np.nan, np.float32))
+        self.y = tvm.runtime.tensor(np.full(candidate.shapes[-1], np.nan, workload.dtype))
         self.function(self.x, *self.weights(), self.y)
-        wrong = difference(candidate.workload, self.y.numpy())
+        wrong = difference(workload, self.y.numpy())
         self.error = f"wrong: {wrong}" if wrong else None
 
     def weights(self) -> tuple[Any, ...]:
-        """Packed weights and bias in memory of their own."""
+        """The packed weights in memory of their own."""
         import tvm
 
         return tuple(tvm.runtime.tensor(array) for array in self.packed)

@@ -78,9 +78,9 @@ class EstimateRunner:
     def __exit__(self, *_: object) -> None:
         self._builders.stop()
 
-    def peak_flops(self) -> float:
+    def peak_flops(self, dtype: str) -> float:
         """At the nominal frequency, with nothing but multiply-adds of whole vectors."""
-        lanes = self._target.limits.lanes("float32")
+        lanes = self._target.cpu.lanes(dtype)
         return 2 * lanes * self._estimator.peak(self._target) * NOMINAL_HZ
 
     def measure(
@@ -101,9 +101,9 @@ class EstimateRunner:
         if isinstance(built, Outcome):
             return built
         workload, config = built.workload, built.config
-        x, wt, bias, _ = case(workload)
-        packed = kernel(built.kernel).pack(workload, config, wt, bias)
-        y = np.full(built.shapes[-1], np.nan, np.float32)
+        x, weights, _ = case(workload)
+        packed = kernel(built.kernel).pack(workload, config, weights)
+        y = np.full(built.shapes[-1], np.nan, workload.dtype)
         try:
             count = self._instrument.kernel(
                 built.library, [x.reshape(built.shapes[0]), *packed, y], timeout_s=RUN_TIMEOUT_S

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import numpy as np
-
 from kernels.space import Config
 from kernels.te import peak
 from kernels.workload import Workload
@@ -64,9 +62,9 @@ class LocalRunner:
         self._bench.stop()
         self._builders.stop()
 
-    def peak_flops(self) -> float:
+    def peak_flops(self, dtype: str) -> float:
         """What this machine's vector units can do on these threads, FLOP/s."""
-        return self._bench.call(_peak, self._target, self.threads, timeout_s=RUN_TIMEOUT_S)
+        return self._bench.call(_peak, self._target, dtype, self.threads, timeout_s=RUN_TIMEOUT_S)
 
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
@@ -113,15 +111,14 @@ def _run_error(error: Exception) -> str:
     return f"{kind}: {error}"
 
 
-def _peak(target: Target, threads: int) -> float:
+def _peak(target: Target, dtype: str, threads: int) -> float:
     """Operations a second of the multiply-add loop; the best of some runs. Runs in a worker."""
     import tvm
 
-    shape = (threads, peak.CHAINS, target.limits.lanes("float32"))
-    v, y = (tvm.runtime.tensor(np.ones(shape, np.float32)) for _ in range(2))
-    module = tvm.compile(peak.lower(target, threads), target=target.tvm()).mod
+    v, y = (tvm.runtime.tensor(peak.argument(target, dtype, threads)) for _ in range(2))
+    module = tvm.compile(peak.lower(target, dtype, threads), target=target.tvm()).mod
     timer = module.time_evaluator("main", tvm.cpu(), number=3, repeat=15)
-    return peak.flops(target, threads) / float(min(timer(v, y).results))
+    return peak.flops(target, dtype, threads) / float(min(timer(v, y).results))
 
 
 def time_alone(candidate: Candidate, protocol: Protocol) -> Outcome:

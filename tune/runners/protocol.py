@@ -56,8 +56,8 @@ class Runner(Protocol):
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
 
-    def peak_flops(self) -> float:
-        """What the machine can do on these threads at most, FLOP/s."""
+    def peak_flops(self, dtype: str) -> float:
+        """What the machine can do on these threads at most in `dtype`, FLOP/s."""
         ...
 
     def measure(

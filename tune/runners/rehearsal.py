@@ -86,7 +86,8 @@ class _Stage:
             prod(shape) for part in network for shape in (part.shapes[0], part.shapes[-1])
         )
         # Of TVM's own memory, which is aligned as compiled code expects.
-        self._buffers = tuple(tvm.runtime.empty((largest,), "float32") for _ in range(2))
+        dtype = network[0].workload.dtype
+        self._buffers = tuple(tvm.runtime.empty((largest,), dtype) for _ in range(2))
         self._image = tvm.runtime.tensor(case(network[0].workload)[0].ravel())
 
     def sample(self, rival: Candidate, rehearsal: Rehearsal) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kernels.reference import Array
 from kernels.space import Config
 from kernels.te import peak
 from kernels.workload import Workload
@@ -29,7 +30,6 @@ from tune.runners.lanes import LOSSES, share
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.session import Facts, Turns, best_s, infer, run
 from tune.runners.worker import Worker
-from tune.verify import Array
 
 T = TypeVar("T")
 
@@ -86,21 +86,21 @@ class RpcRunner:
         """TVM's threads on a board."""
         return self._threads or self.facts.cores
 
-    def peak_flops(self) -> float:
+    def peak_flops(self, dtype: str) -> float:
         """What a board's vector units can do on these threads, FLOP/s."""
         library, builder = self._builders.folder / "peak.so", Worker()
-        arguments = (self._target, self.threads, library)
+        arguments = (self._target, dtype, self.threads, library)
         try:
-            shape = builder.call(build_peak, *arguments, timeout_s=BUILD_TIMEOUT_S)
+            v = builder.call(build_peak, *arguments, timeout_s=BUILD_TIMEOUT_S)
         finally:
             builder.stop()
-        best = self._on_one_board(best_s, library, shape, PEAK_REPEAT)
+        best = self._on_one_board(best_s, library, v, PEAK_REPEAT)
         if isinstance(best, Lost):
             raise SetupError(
                 "the board is lost whenever it runs the multiply-add loop; expected its time; "
                 "see the server's output"
             )
-        return peak.flops(self._target, self.threads) / best
+        return peak.flops(self._target, dtype, self.threads) / best
 
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
@@ -231,9 +231,9 @@ def device_at(
     return device
 
 
-def build_peak(target: Target, threads: int, path: Path) -> tuple[int, ...]:
-    """Write the library of the multiply-add loop; its arguments' shape. Runs in a worker."""
+def build_peak(target: Target, dtype: str, threads: int, path: Path) -> Array:
+    """Write the library of the multiply-add loop; its argument. Runs in a worker."""
     import tvm
 
-    export(tvm.compile(peak.lower(target, threads), target=target.tvm()), target, path)
-    return threads, peak.CHAINS, target.limits.lanes("float32")
+    export(tvm.compile(peak.lower(target, dtype, threads), target=target.tvm()), target, path)
+    return peak.argument(target, dtype, threads)

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from kernels import kernel
+from kernels.reference import Array
 from targets.target import Endpoint
 from tune.runners.candidate import Candidate
 from tune.runners.handshake import NoServer
 from tune.runners.protocol import Outcome
 from tune.runners.rehearsal import agree
 from tune.runners.worker import essence
-from tune.verify import Array, case, difference
+from tune.verify import case, difference
 
 CPUINFO_BYTES = 1 << 16
 IDLE_LIMIT_S = 600  # between candidates; then the board is free for others
@@ -93,12 +94,12 @@ def run(place: Place, candidates: Sequence[Candidate], turns: Turns, limit_s: in
     return [one.outcome(turns) for one in played]
 
 
-def best_s(place: Place, library: Path, shape: tuple[int, ...], repeat: int, limit_s: int) -> float:
-    """The shortest time of `main(v, y)`, both of `shape` and float32. Raises as `run` does."""
+def best_s(place: Place, library: Path, v: Array, repeat: int, limit_s: int) -> float:
+    """The shortest time of `main(v, y)`, y like v. Raises as `run` does."""
     session = _session(place)
     session.limit(limit_s)
     module = session.load(library)
-    arguments = [session.tensor(np.ones(shape, np.float32)) for _ in range(2)]
+    arguments = [session.tensor(v) for _ in range(2)]
     timer = module.time_evaluator("main", session.device, number=1, repeat=repeat)
     shortest = min(timer(*arguments).results)
     session.limit(IDLE_LIMIT_S)
@@ -251,10 +252,10 @@ class _Played:
 
     def _check(self, candidate: Candidate) -> None:
         workload, session = candidate.workload, self._session
-        x, wt, bias, _ = case(workload)
-        packed = kernel(candidate.kernel).pack(workload, candidate.config, wt, bias)
+        x, weights, _ = case(workload)
+        packed = kernel(candidate.kernel).pack(workload, candidate.config, weights)
         self._module = session.load(candidate.library)
-        y = session.tensor(np.full(candidate.shapes[-1], np.nan, np.float32))
+        y = session.tensor(np.full(candidate.shapes[-1], np.nan, workload.dtype))
         x = session.tensor(x.reshape(candidate.shapes[0]))
         self._arguments = (x, *map(session.tensor, packed), y)
         self._module["main"](*self._arguments)
