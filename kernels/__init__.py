@@ -29,6 +29,7 @@ KERNELS = {
     "te.depthwise": "kernels.te.depthwise",
     "te.pointwise": "kernels.te.pointwise",
     "te.head": "kernels.te.head",
+    "te.separable": "kernels.te.separable",
 }
 
 
