@@ -61,8 +61,8 @@ def manifest(
         "weights_sha256": digest.hexdigest(),
         "layers": [
             {
-                "name": choice.layer.name,
-                "workload": choice.layer.workload.key,
+                "name": choice.name,
+                "workload": choice.workload.key,
                 "kernel": choice.kernel,
                 "config": choice.config,
                 "why": choice.why,

@@ -35,6 +35,7 @@ class Record:
     target      kind of machine, device the machine itself
     stage       "trial", or "final" when it was timed in turn with its rivals
     seconds     samples of its time; none when it failed
+    apart_s     median seconds of the two layers that it replaces, timed in turn with it
     error       why it failed, its kind first: invalid, compile, run, timeout or wrong
     checked     its output was compared with the reference and held
     estimator   what guessed the time; None when it was measured
@@ -55,6 +56,7 @@ class Record:
     threads: int
     stage: str
     seconds: tuple[float, ...]
+    apart_s: float | None = None
     error: str | None
     checked: bool
     estimator: str | None = None
@@ -232,6 +234,7 @@ def _is_sound(record: Record) -> bool:
         and isinstance(record.error, str | None)
         and isinstance(record.estimator, str | None)
         and isinstance(record.peak_flops, int | float | None)
+        and isinstance(record.apart_s, int | float | None)
         and isinstance(record.threads, int)
         and isinstance(record.checked, bool)
         and isinstance(record.protocol, dict)

@@ -21,7 +21,7 @@ def assemble(
     """
     from tvm import relax
 
-    first, last = choices[0].layer.workload, choices[-1].layer.workload
+    first, last = choices[0].workload, choices[-1].workload
     builder = relax.BlockBuilder()
     image = relax.Var("image", relax.TensorType(first.x_shape, first.dtype))
     functions: dict[str, Any] = {}
@@ -29,16 +29,15 @@ def assemble(
         with builder.dataflow():
             value, shape = image, first.x_shape
             for choice in choices:
-                workload, config = choice.layer.workload, choice.config
+                workload, config = choice.workload, choice.config
                 scheduled = kernel(choice.kernel)
                 if workload.key not in functions:
                     function = scheduled.lower(workload, config, target)["main"]
-                    name = choice.layer.name.replace(".", "_")
+                    name = choice.name.replace(".", "_")
                     functions[workload.key] = builder.add_func(_scheduled(function), name), function
                 symbol, function = functions[workload.key]
                 x_shape, *_, y_shape = argument_shapes(function)
-                wt, bias = weights[choice.layer.name]
-                packed = scheduled.pack(workload, config, (wt.astype(workload.dtype), bias))
+                packed = scheduled.pack(workload, config, _weights(choice, weights))
                 if x_shape != shape:
                     value = builder.emit(relax.op.reshape(value, x_shape))
                 arguments = [value, *map(relax.const, packed)]
@@ -49,6 +48,16 @@ def assemble(
             output = builder.emit_output(value)
         builder.emit_func_output(output)
     return builder.get()
+
+
+def _weights(choice: Choice, folded: Mapping[str, tuple[Array, Array]]) -> tuple[Array, ...]:
+    """Filter and bias in turns, filters in the layer's dtype."""
+    return tuple(
+        array
+        for layer in choice.layers
+        for wt, bias in [folded[layer.name]]
+        for array in (wt.astype(layer.workload.dtype), bias)
+    )
 
 
 def _scheduled(function: Any) -> Any:

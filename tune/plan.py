@@ -3,58 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernels import kernel, kernels_for
 from kernels.space import Config
 from kernels.version import version
+from kernels.workload import Depthwise, Pointwise, Separable, Workload
 from targets.target import Target
 from tune.database import ESTIMATORS, Record, best
 from tune.errors import GateError
 from tune.mobilenet import Layer
 from tune.transfer import similar
 
+# Why a choice is made, the better reasons first, and who told its time.
+REASONS = (("measured", None), *(("estimated", name) for name in ESTIMATORS))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """How one layer is computed, and why so.
+    """How one layer is computed, or a depthwise one and its pointwise one together, and why so.
 
-    why     measured     the fastest on this device with so many threads
-            estimated    thought the fastest on this device, which did not measure
-            transferred  won on another device, thread count or shape, and was carried over
-            default      nothing of the kind was ever measured
-    time_s  seconds as recorded, None unless measured or estimated
-    record  where the config comes from, None for a default
+    why      measured     the fastest on this device with so many threads
+             estimated    thought the fastest on this device, which did not measure
+             transferred  won on another device, thread count or shape, and was carried over
+             default      nothing of the kind was ever measured
+    time_s   seconds as recorded, None unless measured or estimated
+    record   where the config comes from, None for a default
+    apart_s  where two layers are known together and apart: seconds apart
+    fused_s  and together
     """
 
-    layer: Layer
+    layers: tuple[Layer, ...]
     kernel: str
     config: Config
     why: str
     time_s: float | None = None
     record: Record | None = None
+    apart_s: float | None = None
+    fused_s: float | None = None
+
+    @property
+    def workload(self) -> Workload:
+        first, *others = self.layers
+        workload = fused(first, *others) if others else first.workload
+        assert workload is not None, "only what can be fused is chosen together"
+        return workload
+
+    @property
+    def name(self) -> str:
+        """The layer's; of two, the block's."""
+        first, *others = self.layers
+        return first.name.partition(".")[0] if others else first.name
+
+
+def fused(first: Layer, second: Layer) -> Separable | None:
+    """The two layers as one workload, None where they are no depthwise and its pointwise one."""
+    if not isinstance(first.workload, Depthwise) or not isinstance(second.workload, Pointwise):
+        return None
+    return Separable.of(first.workload, second.workload)
 
 
 def plan(
-    layers: Sequence[Layer], records: Sequence[Record], target: Target, threads: int
+    layers: Sequence[Layer],
+    records: Sequence[Record],
+    target: Target,
+    threads: int,
+    *,
+    fuse: bool = True,
 ) -> tuple[Choice, ...]:
-    """One choice a layer, in their order. GateError when no kernel can compute a layer."""
-    chosen: dict[str, Choice] = {}
+    """What computes all layers, in their order. GateError when no kernel can compute one.
+
+    fuse  whether two layers may be one choice, as they are where a record says that it is faster
+    """
+    single: dict[Workload, Choice] = {}
     for layer in layers:
-        key = layer.workload.key
-        if key not in chosen:
-            chosen[key] = _choose(layer, records, target, threads)
-    return tuple(
-        Choice(
-            layer=layer,
-            kernel=choice.kernel,
-            config=choice.config,
-            why=choice.why,
-            time_s=choice.time_s,
-            record=choice.record,
-        )
-        for layer, choice in ((layer, chosen[layer.workload.key]) for layer in layers)
-    )
+        if layer.workload not in single:
+            single[layer.workload] = _choose(layer, records, target, threads)
+    apart = [replace(single[layer.workload], layers=(layer,)) for layer in layers]
+    choices: list[Choice] = []
+    while apart:
+        pair, together = apart[:2], None
+        if fuse and len(pair) == 2:
+            together = _together(pair, records, target, threads)
+        if together is None:
+            choices.append(pair[0])
+        elif together.time_s is not None and together.time_s < (together.apart_s or 0):
+            choices.append(together)
+            del apart[0]
+        else:
+            apart_s, fused_s = together.apart_s, together.fused_s
+            choices += (replace(choice, apart_s=apart_s, fused_s=fused_s) for choice in pair)
+            del apart[0]
+        del apart[0]
+    return tuple(choices)
 
 
 def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: int) -> Choice:
@@ -62,23 +103,14 @@ def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: in
     names = kernels_for(workload, target)
     if not names:
         raise GateError(
-            f"layer {layer.name} ({workload.key}): no kernel computes it on {target.kind}; "
+            f"layer {layer.name} ({workload.key}): no kernel computes it on {target.device}; "
             f"expected one that supports it; see kernels/__init__.py for what there is"
         )
-    versions = {name: version(name, target.kind, workload.dtype) for name in names}
-    for why, estimator in (("measured", None), *(("estimated", name) for name in ESTIMATORS)):
-        winner = best(
-            records,
-            workload=workload.key,
-            target=target.kind,
-            device=target.device,
-            threads=threads if estimator is None else 1,
-            versions=versions,
-            estimator=estimator,
-        )
-        if winner is not None and winner.config in kernel(winner.kernel).space(workload, target):
+    for why, estimator in REASONS:
+        winner = _winner(workload, records, target, threads, estimator)
+        if winner is not None:
             return Choice(
-                layer=layer,
+                layers=(layer,),
                 kernel=winner.kernel,
                 config=winner.config,
                 why=why,
@@ -90,6 +122,62 @@ def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: in
         near = similar(records, workload, name, space, target=target, threads=threads, limit=1)
         if near:
             config, record = near[0]
-            return Choice(layer=layer, kernel=name, config=config, why="transferred", record=record)
+            return Choice(
+                layers=(layer,), kernel=name, config=config, why="transferred", record=record
+            )
     space = kernel(names[0]).space(workload, target)
-    return Choice(layer=layer, kernel=names[0], config=space.default, why="default")
+    return Choice(layers=(layer,), kernel=names[0], config=space.default, why="default")
+
+
+def _together(
+    pair: Sequence[Choice], records: Sequence[Record], target: Target, threads: int
+) -> Choice | None:
+    """The two as one choice, with the times of both ways, where both are known the same way."""
+    (first,), (second,) = (choice.layers for choice in pair)
+    workload = fused(first, second)
+    if workload is None or pair[0].why != pair[1].why:
+        return None
+    estimators = {choice.record and choice.record.estimator for choice in pair}
+    for why, estimator in REASONS:
+        if why == pair[0].why and estimators == {estimator}:
+            winner = _winner(workload, records, target, threads, estimator)
+            if winner is None:
+                return None
+            stages = {choice.record and choice.record.stage for choice in pair}
+            if winner.apart_s is None and stages != {winner.stage}:
+                return None  # alone and in the network a kernel takes different times
+            apart_s = winner.apart_s or sum(choice.time_s or 0 for choice in pair)
+            return Choice(
+                layers=(first, second),
+                kernel=winner.kernel,
+                config=winner.config,
+                why=why,
+                time_s=winner.time_s,
+                record=winner,
+                apart_s=apart_s,
+                fused_s=winner.time_s,
+            )
+    return None
+
+
+def _winner(
+    workload: Workload,
+    records: Sequence[Record],
+    target: Target,
+    threads: int,
+    estimator: str | None,
+) -> Record | None:
+    """The best record of any kernel, as measured or as `estimator` thinks."""
+    names = kernels_for(workload, target)
+    winner = best(
+        records,
+        workload=workload.key,
+        target=target.kind,
+        device=target.device,
+        threads=threads if estimator is None else 1,
+        versions={name: version(name, target.kind, workload.dtype) for name in names},
+        estimator=estimator,
+    )
+    if winner is None or winner.config not in kernel(winner.kernel).space(workload, target):
+        return None
+    return winner

@@ -48,7 +48,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for layer in MODEL.layers:
         name = KERNELS[type(layer.workload)]
         config = kernel(name).space(layer.workload, TARGET).default
-        choices.append(Choice(layer=layer, kernel=name, config=config, why="default"))
+        choices.append(Choice(layers=(layer,), kernel=name, config=config, why="default"))
     path = tmp_path_factory.mktemp("network") / "network.so"
     compile_network(assemble(choices, weights.fold(WEIGHTS, MODEL), TARGET), TARGET, path)
     return path

@@ -84,8 +84,8 @@ def test_line_has_these_fields(tmp_path: Path) -> None:
     append(tmp_path / "log", [RECORD])
     line = json.loads((tmp_path / "log").read_text())
     assert " ".join(line) == (
-        "format workload kernel kernel_version config target device threads stage seconds error "
-        "checked estimator peak_flops protocol board ran tvm when"
+        "format workload kernel kernel_version config target device threads stage seconds apart_s "
+        "error checked estimator peak_flops protocol board ran tvm when"
     )
     assert line["format"] == 1
     assert line["seconds"] == [0.003, 0.001, 0.002]

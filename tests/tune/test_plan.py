@@ -9,7 +9,7 @@ import pytest
 
 from kernels import kernel
 from kernels.version import version
-from kernels.workload import Pointwise
+from kernels.workload import Depthwise, Pointwise, Separable, Workload
 from targets import machines
 from tune.database import Record
 from tune.errors import GateError
@@ -51,7 +51,7 @@ def chosen(*records: Record) -> Choice:
 
 
 def test_nothing_measured_is_the_default() -> None:
-    expected = Choice(layer=LAYER, kernel="te.pointwise", config=SPACE.default, why="default")
+    expected = Choice(layers=(LAYER,), kernel="te.pointwise", config=SPACE.default, why="default")
     assert chosen() == expected
 
 
@@ -115,11 +115,11 @@ def test_every_layer_has_a_choice_in_its_order() -> None:
     space = kernel("te.pointwise").space(repeated, TARGET)
     record = replace(RECORD, workload=repeated.key, config=space.default)
     choices = plan(layers, [record], TARGET, threads=2)
-    assert tuple(choice.layer for choice in choices) == layers
-    measured = [choice.layer.name for choice in choices if choice.why == "measured"]
+    assert tuple(layer for choice in choices for layer in choice.layers) == layers
+    measured = [choice.name for choice in choices if choice.why == "measured"]
     assert measured == [f"block{number}.pointwise" for number in range(7, 12)]
     for choice in choices:
-        assert choice.config in kernel(choice.kernel).space(choice.layer.workload, TARGET)
+        assert choice.config in kernel(choice.kernel).space(choice.workload, TARGET)
 
 
 def test_layer_that_no_kernel_computes() -> None:
@@ -127,6 +127,71 @@ def test_layer_that_no_kernel_computes() -> None:
     with pytest.raises(GateError) as error:
         plan([layer], [], TARGET, threads=1)
     assert str(error.value) == (
-        "layer block (pointwise/f16/n1.h14.w14.ci64.co128/relu6): no kernel computes it on x86; "
+        "layer block (pointwise/f16/n1.h14.w14.ci64.co128/relu6): no kernel computes it on znver4; "
         "expected one that supports it; see kernels/__init__.py for what there is"
     )
+
+
+DEPTHWISE = Depthwise(N=1, Hi=14, Wi=14, C=64, stride=1, pad=(1, 1, 1, 1))
+BLOCK = (
+    Layer(name="block1.depthwise", workload=DEPTHWISE),
+    Layer(name="block1.pointwise", workload=WORKLOAD),
+)
+TOGETHER = Separable.of(DEPTHWISE, WORKLOAD)
+APART = (1e-5, 3e-5)
+
+
+def took(workload: Workload | None, seconds: float, **fields: Any) -> Record:
+    """A final of the kernel's default config."""
+    assert workload is not None
+    name = f"te.{workload.key.partition('/')[0]}"
+    return replace(
+        RECORD,
+        workload=workload.key,
+        kernel=name,
+        kernel_version=version(name, "x86", "float32"),
+        config=kernel(name).space(workload, TARGET).default,
+        stage="final",
+        seconds=(seconds,),
+        **fields,
+    )
+
+
+def names(*records: Record) -> list[str]:
+    return [choice.name for choice in plan(BLOCK, records, TARGET, threads=2)]
+
+
+BOTH = tuple(took(layer.workload, s) for layer, s in zip(BLOCK, APART, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("record", "together"),
+    [
+        (took(TOGETHER, 3.9e-5), True),
+        (took(TOGETHER, 4.1e-5), False),
+        (took(TOGETHER, 3.9e-5, apart_s=3.8e-5), False),
+        (took(TOGETHER, 4.1e-5, apart_s=4.2e-5), True),
+    ],
+    ids=["faster", "slower", "slower in turns", "faster in turns"],
+)
+def test_two_layers_in_one_where_that_is_faster(record: Record, together: bool) -> None:
+    assert TOGETHER is not None
+    choices = plan(BLOCK, (*BOTH, record), TARGET, threads=2)
+    expected = ["block1"] if together else ["block1.depthwise", "block1.pointwise"]
+    assert [choice.name for choice in choices] == expected
+    assert tuple(layer for choice in choices for layer in choice.layers) == BLOCK
+    for choice in choices:
+        assert (choice.fused_s, choice.apart_s) == (record.time_s, record.apart_s or sum(APART))
+    if together:
+        assert choices[0].workload == TOGETHER
+    apart = plan(BLOCK, (*BOTH, record), TARGET, threads=2, fuse=False)
+    assert len(apart) == 2
+
+
+def test_apart_where_the_times_cannot_be_compared() -> None:
+    """A trial is timed alone, an estimate not at all, and one layer may not be known."""
+    faster = took(TOGETHER, 1e-6)
+    assert names(*BOTH, replace(faster, stage="trial")) == [layer.name for layer in BLOCK]
+    assert names(*BOTH, replace(faster, estimator="mca", threads=1)) == [x.name for x in BLOCK]
+    assert names(BOTH[0], faster) == [layer.name for layer in BLOCK]
+    assert names(*BOTH, replace(faster, threads=1)) == [layer.name for layer in BLOCK]

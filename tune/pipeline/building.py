@@ -115,7 +115,7 @@ def weights_of(model: MobileNet, path: Path | None, seed: int) -> Weights:
 
 def _require(choices: Sequence[Choice], enough: Sequence[str], log: Log) -> None:
     """GateError, naming the layers, unless every choice is made for one of the reasons `enough`."""
-    lacking = [choice.layer.name for choice in choices if choice.why not in enough]
+    lacking = [choice.name for choice in choices if choice.why not in enough]
     if lacking:
         raise GateError(
             f"no record for {', '.join(lacking)} in {log.path}; expected one of each layer, "

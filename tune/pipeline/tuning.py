@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from kernels import KERNELS, kernel, kernels_for
@@ -22,7 +23,7 @@ from tune.errors import SetupError, UsageError
 from tune.mobilenet import Layer
 from tune.pins import PINS, check_pins
 from tune.pipeline.records import Log, own
-from tune.plan import plan
+from tune.plan import fused, plan
 from tune.runners.local import LocalRunner
 from tune.runners.protocol import Entry, Outcome, Runner
 from tune.scheduler import Task, choose
@@ -129,7 +130,7 @@ def tune(
             log=log,
             peak_flops=runner.peak_flops(layers[0].workload.dtype),
         )
-        searches = _searches(layers, recorder, kernels)
+        searches = _searches(_workloads(layers, runner.fuses), recorder, kernels)
 
         def left_s() -> float | None:
             return None if budget_s is None else budget_s - (time.monotonic() - start)
@@ -167,8 +168,8 @@ def tune(
             left = left_s()
             if left is not None and left <= 0:
                 break
-            choices = plan(layers, log.records(), target, runner.threads)
-            network = [_entry(c.layer.workload, c.kernel, c.config) for c in choices]
+            choices = plan(layers, log.records(), target, runner.threads, fuse=False)
+            network = [_entry(c.workload, c.kernel, c.config) for c in choices]
             entries = [_entry(search.workload, search.kernel, config) for search, config in rivals]
             outcomes = runner.compete(network, entries)
             for (search, _), outcome in zip(rivals, outcomes, strict=False):
@@ -206,8 +207,16 @@ def _entry(workload: Workload, name: str, config: Config) -> Entry:
     return Entry(workload=workload, kernel=name, config=config)
 
 
+def _workloads(layers: Sequence[Layer], fuses: bool) -> Counter[Workload]:
+    """How often the network has each workload, and each two in one where that can be told."""
+    workloads: Counter[Workload] = Counter(layer.workload for layer in layers)
+    if fuses:
+        workloads.update(filter(None, (fused(*pair) for pair in pairwise(layers))))
+    return workloads
+
+
 def _searches(
-    layers: Sequence[Layer], recorder: _Recorder, only: Sequence[str] | None
+    workloads: Counter[Workload], recorder: _Recorder, only: Sequence[str] | None
 ) -> list[_Search]:
     """What is to be searched, with what the log already knows. UsageError for unknown kernels."""
     for name in only or ():
@@ -218,7 +227,7 @@ def _searches(
             )
     target, records = recorder.target, recorder.log.records()
     searches = []
-    for workload, weight in Counter(layer.workload for layer in layers).items():
+    for workload, weight in workloads.items():
         for name in kernels_for(workload, target):
             if only and name not in only:
                 continue
@@ -315,6 +324,7 @@ class _Recorder:
             threads=self.threads,
             stage=stage,
             seconds=outcome.seconds,
+            apart_s=outcome.apart_s,
             error=outcome.error,
             checked=outcome.checked,
             estimator=self.estimator,

@@ -59,6 +59,7 @@ class EstimateRunner:
     """Builds and judges `workers` candidates at a time, each on one emulated thread."""
 
     threads = 1
+    fuses = False  # what is saved is memory traffic, which neither measure sees
 
     def __init__(self, target: Target, workers: int, estimator: str = "instructions") -> None:
         """SetupError when the emulator, its packages, a compiler or LLVM's tools cannot be had."""

@@ -47,6 +47,7 @@ class LocalRunner:
 
     trial = TRIAL
     final = FINAL
+    fuses = True
 
     def __init__(self, target: Target, threads: int, builders: int) -> None:
         self.threads = threads
@@ -86,7 +87,7 @@ class LocalRunner:
 
         network  what computes each layer, first to last; when it cannot be built, that is every
                  rival's error
-        rivals   for one workload of the network
+        rivals   for one workload of the network, or for two layers in one
         """
         missing = [e for e in dict.fromkeys((*network, *rivals)) if e not in self._finalists]
         self._finalists |= dict(zip(missing, self._builders.build(missing), strict=True))
@@ -94,7 +95,8 @@ class LocalRunner:
         built = [self._finalists[entry] for entry in rivals]
         runnable = [candidate for candidate in built if isinstance(candidate, Candidate)]
         broken = next((part.error for part in parts if isinstance(part, Outcome)), None)
-        if broken is None:
+        outcomes: list[Outcome] = []
+        if broken is None and runnable:
             try:
                 timeout_s = REHEARSAL_TIMEOUT_S
                 outcomes = self._bench.call(rehearse, parts, runnable, FINAL, timeout_s=timeout_s)

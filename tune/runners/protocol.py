@@ -24,6 +24,7 @@ class Outcome:
     """What became of one candidate.
 
     seconds  samples of its time; empty when it failed
+    apart_s  of two layers in one: median seconds of the two apart, taken in turn with it
     error    None, or why it failed: `invalid: …`, `compile: …`, `run: …`, `timeout: …`, `wrong: …`
     checked  its output was compared with the reference and was right
     board    address of the board it ran on, None for this machine
@@ -32,6 +33,7 @@ class Outcome:
 
     config: Config
     seconds: tuple[float, ...] = ()
+    apart_s: float | None = None
     error: str | None = None
     checked: bool = False
     board: str | None = None
@@ -44,6 +46,7 @@ class Runner(Protocol):
     trial    the rules by which `measure` takes a time, a dataclass
     final    those of `compete`
     threads  that a candidate computes on
+    fuses    whether a time tells what it saves to compute two layers in one
     """
 
     @property
@@ -52,6 +55,8 @@ class Runner(Protocol):
     def final(self) -> Any: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def fuses(self) -> bool: ...
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
@@ -69,7 +74,7 @@ class Runner(Protocol):
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> Sequence[Outcome]:
         """One outcome a rival, in their order, timed in turns; none where that tells nothing new.
 
-        network  what computes each layer, first to last
-        rivals   for one workload of the network
+        network  what computes each layer, first to last, no two in one
+        rivals   for one workload of the network, or for two layers in one
         """
         ...

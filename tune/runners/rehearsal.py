@@ -8,7 +8,8 @@ has passed through the caches since this layer's were last used.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.workload import Depthwise, Pointwise, Separable, Workload
 from tune.runners.candidate import Candidate, Loaded
 from tune.runners.protocol import Outcome
 from tune.verify import case
@@ -47,12 +49,14 @@ def rehearse(
     """One outcome a rival, in their order: its time in the layers that it can compute.
 
     network  what computes each layer, first to last; each rival in turn stands in for the layers of
-             its workload
+             its workload, two each where it computes two in one, and they take turns, too
     """
     loaded = [_loaded(rival) for rival in rivals]
-    stage = _Stage(network)
+    stage = _Stage(network, rivals[0].workload)
     sound = [rival for rival, ready in zip(rivals, loaded, strict=True) if ready.error is None]
-    fastest: dict[Candidate, tuple[float, ...]] = dict.fromkeys(sound, ())
+    fastest: dict[Candidate | None, tuple[float, ...]] = dict.fromkeys(sound, ())
+    if isinstance(rivals[0].workload, Separable):
+        fastest[None] = ()
     for number in range(rehearsal.most):
         if number >= rehearsal.rounds and all(map(agree, fastest.values())):
             break
@@ -63,6 +67,7 @@ def rehearse(
         Outcome(
             config=rival.config,
             seconds=fastest.get(rival, ()),
+            apart_s=median(fastest[None]) if None in fastest and ready.error is None else None,
             error=ready.error,
             checked=ready.error is None,
         )
@@ -76,10 +81,13 @@ def agree(samples: Sequence[float]) -> bool:
 
 
 class _Stage:
-    """A network whose layers pass two buffers to and fro, as the compiled one's do."""
+    """A network whose layers pass two buffers to and fro, as the compiled one's do.
 
-    def __init__(self, network: Sequence[Candidate]) -> None:
-        self._network = network
+    workload  of the layers that rivals stand in for
+    """
+
+    def __init__(self, network: Sequence[Candidate], workload: Workload) -> None:
+        self._scenes = tuple(_scenes(network, workload))
         import tvm
 
         largest = max(
@@ -90,19 +98,22 @@ class _Stage:
         self._buffers = tuple(tvm.runtime.empty((largest,), dtype) for _ in range(2))
         self._image = tvm.runtime.tensor(case(network[0].workload)[0].ravel())
 
-    def sample(self, rival: Candidate, rehearsal: Rehearsal) -> float:
-        """Mean seconds of a layer that `rival` stands in for."""
-        parts = [rival if part.workload == rival.workload else part for part in self._network]
-        calls = [self._call(number, part) for number, part in enumerate(parts)]
-        total_s, count = 0.0, 0
+    def sample(self, rival: Candidate | None, rehearsal: Rehearsal) -> float:
+        """Mean seconds of what `rival` stands in for; None leaves the network as it is."""
+        cast: list[tuple[Candidate, bool]] = []
+        for parts, timed in self._scenes:
+            players = (rival,) if timed and rival is not None else parts
+            cast += [(part, timed) for part in players]
+        calls = [self._call(number, part) for number, (part, _) in enumerate(cast)]
+        total_s = 0.0
         for inference in range(rehearsal.warmup + rehearsal.timed):
-            for part, (function, arguments) in zip(parts, calls, strict=True):
+            for (_, timed), (function, arguments) in zip(cast, calls, strict=True):
                 start = time.perf_counter()
                 function(*arguments)
                 took_s = time.perf_counter() - start
-                if part is rival and inference >= rehearsal.warmup:
-                    total_s, count = total_s + took_s, count + 1
-        return total_s / count
+                if timed and inference >= rehearsal.warmup:
+                    total_s += took_s
+        return total_s / (rehearsal.timed * sum(timed for _, timed in self._scenes))
 
     def _call(self, number: int, part: Candidate) -> tuple[Any, tuple[Any, ...]]:
         """The function of one layer and its arguments; it reads what the layer before it writes."""
@@ -116,6 +127,32 @@ class _Stage:
 
         memory = np.from_dlpack(self._buffers[number % 2] if number else self._image)
         return tvm.runtime.from_dlpack(memory[: prod(shape)].reshape(shape))
+
+
+def _scenes(
+    network: Sequence[Candidate], workload: Workload
+) -> Iterator[tuple[tuple[Candidate, ...], bool]]:
+    """The network's parts, by ones or, where `workload` is two layers in one, by twos; whether
+    they compute it.
+    """
+    parts = deque(network)
+    while parts:
+        part = parts.popleft()
+        if part.workload == workload:
+            yield (part,), True
+        elif parts and _make(part.workload, parts[0].workload, workload):
+            yield (part, parts.popleft()), True
+        else:
+            yield (part,), False
+
+
+def _make(first: Workload, second: Workload, workload: Workload) -> bool:
+    """Whether the two, one behind the other, are `workload`."""
+    return (
+        isinstance(first, Depthwise)
+        and isinstance(second, Pointwise)
+        and Separable.of(first, second) == workload
+    )
 
 
 @cache

@@ -49,6 +49,7 @@ class RpcRunner:
 
     trial = TRIAL
     final = FINAL
+    fuses = True
 
     def __init__(
         self,
