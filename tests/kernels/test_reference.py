@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from kernels.reference import reference
-from kernels.workload import ACTIVATIONS, Conv, Depthwise, Head, Pad, Pointwise, Workload
+from kernels.workload import ACTIVATIONS, Conv, Depthwise, Head, Pad, Pointwise, Separable, Workload
 
 PADS: tuple[Pad, ...] = ((0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 0, 1), (2, 0, 1, 2))
 WINDOWS = [
@@ -28,12 +28,15 @@ WORKLOADS: list[Workload] = [
     Conv(N=2, Hi=8, Wi=5, Ci=2, Co=3, K=5, stride=3, pad=(4, 0, 1, 3)),
     Depthwise(N=2, Hi=1, Wi=1, C=3, K=3, stride=2, pad=(1, 1, 1, 1)),
     Depthwise(N=2, Hi=8, Wi=5, C=3, K=4, stride=1, pad=(1, 2, 2, 1)),
+    Separable(N=2, Hi=8, Wi=5, C=3, Co=7, stride=2, pad=(0, 1, 2, 1)),
 ]
 
 
-def in_torch(
-    workload: Workload, x: torch.Tensor, wt: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
+def in_torch(workload: Workload, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    if isinstance(workload, Separable):
+        between = in_torch(workload.depthwise, x, *weights[:2])
+        return in_torch(workload.pointwise, between, *weights[2:])
+    wt, bias = weights
     channels_first = x.permute(0, 3, 1, 2)
     match workload:
         case Conv() | Depthwise():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,20 @@ from kernels.reference import reference
 from kernels.space import Config
 from kernels.te.tile import blocks
 from kernels.tolerance import tolerance
-from kernels.workload import ACTIVATIONS, Conv, Depthwise, Head, Pointwise, Workload
+from kernels.workload import (
+    ACTIVATIONS,
+    Conv,
+    Depthwise,
+    Head,
+    Pointwise,
+    Separable,
+    Workload,
+)
 from targets import machines
 from targets.target import Target
 from tune.mobilenet import MobileNet
+from tune.plan import fused
+from tune.verify import case
 
 X86 = machines("x86")
 # AVX2 runs on every machine that the project supports; the host's own vectors are tested beside it.
@@ -34,7 +44,10 @@ FENCE = 64  # values around each argument that are NaN, and have to stay it
 
 
 def distinct(*models: MobileNet) -> list[Workload]:
-    return list(dict.fromkeys(layer.workload for model in models for layer in model.layers))
+    """Of every layer and of every two that can be one."""
+    single = [layer.workload for model in models for layer in model.layers]
+    together = [fused(*pair) for model in models for pair in pairwise(model.layers)]
+    return list(dict.fromkeys((*single, *filter(None, together))))
 
 
 NETWORKS = distinct(MobileNet(), MobileNet(alpha=0.25, resolution=128))
@@ -65,6 +78,18 @@ HOSTILE: list[Workload] = [
     *(Head(N=1, H=5, W=7, Ci=Ci, Co=Co) for Ci, Co in ((8, 20), (20, 3), (3, 1))),
     Head(N=3, H=1, W=1, Ci=40, Co=33),
     Head(N=6, H=2, W=3, Ci=1, Co=101),
+    *(
+        Separable(N=1, Hi=5, Wi=7, C=C, Co=Co, stride=stride, pad=pad)
+        for C, Co, stride, pad in (
+            (8, 20, 1, (1, 1, 1, 1)),
+            (20, 8, 2, (0, 1, 0, 1)),
+            (3, 1, 2, (1, 0, 2, 1)),
+            (1, 3, 1, (0, 0, 0, 0)),
+        )
+    ),
+    Separable(N=3, Hi=9, Wi=6, C=40, Co=24, stride=2, pad=(0, 1, 0, 1)),
+    Separable(N=1, Hi=1, Wi=1, C=8, Co=40, stride=2, pad=(1, 1, 1, 1)),
+    Separable(N=2, Hi=8, Wi=5, C=33, Co=17, K=5, stride=1, pad=(2, 1, 0, 3)),
 ]
 
 
@@ -77,13 +102,11 @@ def fenced(array: np.ndarray) -> tuple[np.ndarray, Any]:
     return memory, tvm.runtime.from_dlpack(inside)
 
 
-def arguments(workload: Workload) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+def arguments(workload: Workload) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """x and weights as `kernels.tolerance` assumes, but for the strength."""
-    rng = np.random.default_rng(0)
-    x = STRENGTH * rng.standard_normal(workload.x_shape, np.float32)
-    filter_shape, bias_shape = workload.weight_shapes
-    wt = rng.standard_normal(filter_shape, np.float32) / np.float32(workload.terms**0.5)
-    return x, (wt, STRENGTH * rng.standard_normal(bias_shape, np.float32))
+    x, weights, _ = case(workload)
+    stronger = tuple(STRENGTH * w if w.ndim == 1 else w for w in weights)
+    return STRENGTH * x, stronger
 
 
 def check(workload: Workload, name: str, config: Config, target: Target) -> None:
@@ -173,6 +196,16 @@ shapes = st.builds(Pointwise, N=st.integers(1, 9), H=sizes, W=sizes, Ci=sizes, C
 shapes |= st.builds(Head, N=st.integers(1, 9), H=sizes, W=sizes, Ci=sizes, Co=sizes)
 shapes |= st.builds(
     Depthwise, N=sizes, Hi=images, Wi=images, C=sizes, stride=st.integers(1, 2), pad=sides
+)
+shapes |= st.builds(
+    Separable,
+    N=st.integers(1, 9),
+    Hi=images,
+    Wi=images,
+    C=sizes,
+    Co=sizes,
+    stride=st.integers(1, 2),
+    pad=sides,
 )
 shapes |= st.builds(
     Conv,
