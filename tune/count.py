@@ -99,6 +99,9 @@ def count(
     rows = [_row(OURS, "", ours, off, ours)]
     absent = []
     for name in peers:
+        if model.dtype not in PEERS[name].dtypes:
+            absent.append(Absent(name=name, reason=f"not set up to compute in {model.dtype}"))
+            continue
         progress(f"counting {name}")
         try:
             version, instructions, off = _peer(

@@ -78,6 +78,7 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     schedule.reverse_compute_at(y, tile)
     if P % rows:
         schedule.annotate(tile, "pragma_loop_partition_hint", 1)
+    product.join_parts(schedule, workload)
     schedule.parallel(schedule.fuse(chunk, co))
     burst = int(config["PREFETCH"])
     product.accumulate(schedule, workload, config, target, source="x", burst=burst)

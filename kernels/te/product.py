@@ -115,6 +115,19 @@ def tiled(
     return te.compute(shape, lambda t, b, p, c: acc[t, b, p, c] + bias[b, c], name="biased")
 
 
+def join_parts(schedule: Schedule, workload: Pointwise) -> None:
+    """Where a sum is one of several sums, let a tile of these be taken within a tile of `acc`.
+
+    To be called when the loops over tiles stand, before `accumulate`.
+    """
+    if terms(workload) < workload.Ci:
+        *_, p, c, group = schedule.get_loops("acc")
+        schedule.reorder(group, p, c)
+        schedule.compute_at("part", group, preserve_unit_loops=True)
+        *_, p, c, one, _ = schedule.get_loops("part")
+        schedule.reorder(one, p, c)
+
+
 def accumulate(
     schedule: Schedule,
     workload: Pointwise,
@@ -124,7 +137,7 @@ def accumulate(
     source: str,
     burst: int = 0,
 ) -> None:
-    """Schedule a tile of `acc`, whose loops over tiles stand already.
+    """Schedule a tile of `acc`; the loops over tiles are as they shall be.
 
     source  the buffer that pixels come from
     burst   split the loop over channels at so many of them; 0 leaves it whole
@@ -134,8 +147,14 @@ def accumulate(
     held_bytes = ITEM_BYTES[workload.dtype] * int(config["BLOCK_P"]) * int(config["BLOCK_CO"])
     keep_in_registers(schedule, acc, held_bytes)
     if terms(workload) < workload.Ci:
-        summed = _sum_parts(schedule, acc, width)
+        summed = schedule.get_sblock("part")
         keep_in_registers(schedule, summed, held_bytes)
+        *_, group, p, c = schedule.get_loops(acc)
+        vector, lane = schedule.split(c, [None, width])
+        schedule.vectorize(lane)
+        unroll(schedule, p, vector)
+        init = schedule.decompose_reduction(acc, group)
+        unroll(schedule, *schedule.get_loops(init)[-3:-1])
     *_, p, c, ci = schedule.get_loops(summed)
     steps = int(config["UNROLL_CI"])
     outer, ci, step = schedule.split(ci, [None, (burst or terms(workload)) // steps, steps])
@@ -157,27 +176,13 @@ def packed(workload: Pointwise, config: Config, wt: Array, bias: Array) -> tuple
     return np.ascontiguousarray(blocked), biases.reshape(-1, columns)
 
 
-def _sum_parts(schedule: Schedule, acc: SBlockRV, width: int) -> SBlockRV:
-    """Add up sums of some channels each, a tile of them at a time; the block of one such sum."""
-    *_, p, c, group = schedule.get_loops(acc)
-    schedule.reorder(group, p, c)
-    part = schedule.get_sblock("part")
-    schedule.compute_at(part, group)
-    vector, lane = schedule.split(c, [None, width])
-    schedule.vectorize(lane)
-    unroll(schedule, p, vector)
-    init = schedule.decompose_reduction(acc, group)
-    unroll(schedule, *schedule.get_loops(init)[-3:-1])
-    return part
-
-
 def _hold_pixels(
     schedule: Schedule, acc: SBlockRV, step: LoopRV, width: int, source: str
 ) -> LoopRV:
     """Load `width` channels of a pixel at once, for `width` steps that use a lane each."""
     outer, inner = schedule.split(step, [None, width])
     pixels = schedule.cache_read(acc, source, "global")
-    schedule.compute_at(pixels, outer)
+    schedule.compute_at(pixels, outer, preserve_unit_loops=True)
     *_, p, lane = schedule.get_loops(pixels)
     schedule.unroll(p)
     schedule.vectorize(lane)

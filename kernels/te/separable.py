@@ -99,20 +99,20 @@ def lower(workload: Separable, config: Config, target: Target) -> IRModule:
     schedule = Schedule(_formula(workload, config))
     schedule.fuse_reduction_epilogue("acc", "biased")
     schedule.fuse_reduction_epilogue("dw_acc", "dw_biased")
-    acc, y, z = (schedule.get_sblock(name) for name in ("acc", "y", "z"))
+    y, z = schedule.get_sblock("y"), schedule.get_sblock("z")
 
-    t, b, p, c, *_ = schedule.get_loops(acc)
+    t, b, p, c, *_ = schedule.get_loops("acc")
     each = int(config["ROWS"]) * workload.Wo // int(config["BLOCK_P"])
     chunks = workload.Ho // int(config["ROWS"])
     n, chunk, tile = schedule.split(t, [workload.N, chunks, each])
     part, b = schedule.split(b, [int(config["PARTS"]), None])
     inner = (b, tile) if config["KEEP"] == "weights" else (tile, b)
     schedule.reorder(n, chunk, part, *inner, p, c)
-    task = schedule.fuse(n, chunk, part)
     schedule.reverse_compute_at(y, inner[-1])
-    schedule.compute_at(z, task, preserve_unit_loops=True)
+    product.join_parts(schedule, workload.pointwise)
+    schedule.compute_at(z, part, preserve_unit_loops=True)
     _depthwise(schedule, workload, config, target)
-    schedule.parallel(task)
+    schedule.parallel(schedule.fuse(n, chunk, part))
     product.accumulate(schedule, workload.pointwise, config, target, source="z")
     vectorize_last(schedule, y, lanes(target, workload.dtype, workload.Co), unrolled=2)
     return schedule.mod
@@ -166,15 +166,15 @@ def _formula(workload: Separable, config: Config) -> IRModule:
         name="dw_biased",
     )
     z = te.compute(
-        (N * Ho, Wo, C),
-        lambda r, w, c: activate(
-            dw_biased[r // Ho, r % Ho, c // BC, w // BW, w % BW, c % BC], workload.activation
+        (N, Ho * Wo, C),
+        lambda n, p, c: activate(
+            dw_biased[n, p // Wo, c // BC, p % Wo // BW, p % Wo % BW, c % BC], workload.activation
         ),
         name="z",
     )
 
     def pixel(p: Any, ci: Any) -> Any:
-        return z[p // Wo, p % Wo, ci]
+        return z[p // (Ho * Wo), p % (Ho * Wo), ci]
 
     biased = product.tiled(workload.pointwise, pixel, wt, bias, BP)
     columns = int(config["BLOCK_CO"])
@@ -193,8 +193,8 @@ def _depthwise(schedule: Schedule, workload: Separable, config: Config, target: 
     width = lanes(target, workload.dtype, workload.C)
     across, channels = int(config["BLOCK_WO"]), int(config["BLOCK_C"])
     z, dw_acc, staged = (schedule.get_sblock(name) for name in ("z", "dw_acc", "staged"))
-    *_, row, w, c = schedule.get_loops(z)
-    wo, w = schedule.split(w, [None, across])
+    *_, p, c = schedule.get_loops(z)
+    row, wo, w = schedule.split(p, [None, workload.Wo // across, across])
     co, vector, lane = schedule.split(c, [None, channels // width, width])
     schedule.reorder(co, row, wo, w, vector, lane)
     schedule.compute_at(dw_acc, wo, preserve_unit_loops=True)

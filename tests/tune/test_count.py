@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from kernels import kernel
-from kernels.workload import Conv, Depthwise, Head, Pointwise
 from targets import arm64
 from tune import weights
 from tune.compile import compile_network
@@ -22,17 +20,11 @@ from tune.emulator.instrument import Instrument, instrument
 from tune.errors import GateError
 from tune.graph import assemble
 from tune.mobilenet import MobileNet
-from tune.plan import Choice
+from tune.plan import plan
 
 TARGET = arm64.DEVICES["cortex-a76"]
 MODEL = MobileNet(alpha=0.25, resolution=32, classes=10, body="shallow")
 WEIGHTS = weights.random(MODEL, seed=3)
-KERNELS = {
-    Conv: "te.conv",
-    Depthwise: "te.depthwise",
-    Pointwise: "te.pointwise",
-    Head: "te.head",
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +36,13 @@ def machine() -> Instrument:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    choices = []
-    for layer in MODEL.layers:
-        name = KERNELS[type(layer.workload)]
-        config = kernel(name).space(layer.workload, TARGET).default
-        choices.append(Choice(layers=(layer,), kernel=name, config=config, why="default"))
-    path = tmp_path_factory.mktemp("network") / "network.so"
-    compile_network(assemble(choices, weights.fold(WEIGHTS, MODEL), TARGET), TARGET, path)
+    return built(MODEL, tmp_path_factory.mktemp("network") / "network.so")
+
+
+def built(model: MobileNet, path: Path) -> Path:
+    """The library of the network with every kernel's default config."""
+    choices = plan(model.layers, [], TARGET, threads=1)
+    compile_network(assemble(choices, weights.fold(WEIGHTS, model), TARGET), TARGET, path)
     return path
 
 
@@ -71,6 +63,22 @@ def test_ours_and_a_peer_are_right_and_above_the_floor(tally: Tally) -> None:
         assert row.ratio_to_ours == row.instructions / rows[OURS].instructions
     assert [row.instructions for row in tally.rows] == sorted(r.instructions for r in tally.rows)
     assert json.loads(json.dumps(asdict(tally)))["rows"][0]["name"] == tally.rows[0].name
+
+
+@pytest.mark.slow
+def test_float16_is_counted_among_those_that_compute_in_it(
+    machine: Instrument, tally: Tally, tmp_path: Path
+) -> None:
+    half = replace(MODEL, dtype="float16")
+    library = built(half, tmp_path / "half.so")
+    found = count(half, WEIGHTS, library, machine, peers=["onnxruntime", "ncnn"])
+    assert found.floor == MODEL.macs // 8
+    assert {row.name for row in found.rows} == {OURS, "ncnn"}
+    assert [each.name for each in found.absent] == ["onnxruntime"]
+    halves, fulls = (
+        next(row.instructions for row in each.rows if row.name == OURS) for each in (found, tally)
+    )
+    assert halves < 0.75 * fulls
 
 
 def test_counts_repeat_wherever_the_library_lies(

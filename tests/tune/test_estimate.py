@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kernels import kernel
-from kernels.workload import Depthwise, Pointwise, flops
+from kernels import kernel, kernels_for
+from kernels.workload import Conv, Depthwise, Head, Pointwise, Separable, Workload, flops
 from targets.arm64 import DEVICES
 from tune.emulator import qemu
 from tune.emulator.instrument import GuestFailed, GuestTimeout, Instrument
@@ -49,6 +50,48 @@ def test_counts_are_whole_repeatable_and_above_the_floor(
     count = first.seconds[0] * NOMINAL_HZ
     assert count == pytest.approx(round(count), abs=1e-3)
     assert flops(workload) / runner.peak_flops("float32") < first.seconds[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "workload",
+    [
+        Pointwise(N=1, H=7, W=7, Ci=96, Co=40),
+        Pointwise(N=2, H=5, W=3, Ci=200, Co=33),
+        Pointwise(N=1, H=1, W=1, Ci=67, Co=1),
+        Depthwise(N=2, Hi=9, Wi=6, C=20, stride=2, pad=(0, 1, 0, 1)),
+        Conv(N=1, Hi=9, Wi=11, Ci=3, Co=24, stride=2, pad=(0, 1, 0, 1)),
+        Head(N=2, H=3, W=2, Ci=40, Co=21),
+        Separable(N=1, Hi=10, Wi=6, C=72, Co=24, stride=1, pad=(1, 1, 1, 1)),
+    ],
+    ids=lambda workload: workload.key,
+)
+def test_kernels_are_right_in_both_dtypes(
+    runner: EstimateRunner, workload: Workload, dtype: str
+) -> None:
+    """The default config, and those at the ends of the space."""
+    workload = replace(workload, dtype=dtype)
+    [name] = kernels_for(workload, TARGET)
+    space = kernel(name).space(workload, TARGET)
+    configs = list(space)
+    for outcome in runner.measure(workload, name, [space.default, configs[0], configs[-1]]):
+        assert (outcome.error, outcome.checked) == (None, True), outcome.config
+
+
+def test_float16_takes_hardly_more_than_half_the_instructions(runner: EstimateRunner) -> None:
+    counts = {}
+    for dtype in ("float32", "float16"):
+        workload = Pointwise(N=1, H=14, W=14, Ci=256, Co=256, dtype=dtype)
+        config = kernel("te.pointwise").space(workload, TARGET).default
+        (outcome,) = runner.measure(workload, "te.pointwise", [config])
+        counts[dtype] = outcome.seconds[0]
+    assert counts["float16"] < 0.6 * counts["float32"]
+
+
+def test_a_core_without_float16_has_no_kernel_for_it() -> None:
+    workload = replace(POINTWISE, dtype="float16")
+    assert kernels_for(workload, TARGET)
+    assert kernels_for(workload, DEVICES["cortex-a72"]) == ()
 
 
 def test_cycles_are_repeatable_and_fewer_than_instructions(runner: EstimateRunner) -> None:

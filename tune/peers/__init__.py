@@ -6,7 +6,7 @@ A peer is one module with two functions,
     prepare(job: Job) -> Contender       the network, compiled and ready on `job.threads` threads
 
 imported only in the process that measures it. Each takes the same folded or unfolded weights and
-the same input, computes in float32 and is set up as its own manual advises.
+the same input, computes in the model's dtype and is set up as its own manual advises.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ Array = NDArray[np.float32]
 
 
 class Peer(NamedTuple):
-    """Where a peer lives, and the packages that it needs."""
+    """Where a peer lives, the packages that it needs, and what it is set up to compute in."""
 
     module: str
     packages: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ("float32",)
 
 
 OURS = "septune"
 
 PEERS = {
-    OURS: Peer("tune.peers.septune"),
+    OURS: Peer("tune.peers.septune", dtypes=("float32", "float16")),
     "torch-eager": Peer("tune.peers.torch_eager", ("torch",)),
     "torch-eager-channels-last": Peer("tune.peers.torch_eager_channels_last", ("torch",)),
     "torch-compile": Peer("tune.peers.torch_compile", ("torch",)),
     "onnxruntime": Peer("tune.peers.onnxruntime", ("onnx", "onnxruntime")),
     "openvino": Peer("tune.peers.openvino", ("onnx", "openvino")),
-    "ncnn": Peer("tune.peers.ncnn", ("ncnn",)),
+    "ncnn": Peer("tune.peers.ncnn", ("ncnn",), ("float32", "float16")),
 }
 
 # Never timed: the judge of the others' outputs.
