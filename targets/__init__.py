@@ -12,9 +12,9 @@ TARGETS = {"x86": "targets.x86", "arm64": "targets.arm64"}
 def machines(kind: str) -> Any:
     """The module of a kind of machine.
 
-    `DEVICES`, `host(cpuinfo)`, `can_run(target, cpuinfo)`, `is_core(target, cpuinfo)`, `cores()`,
-    `linker()` and `NO_LINKER`, what to say without one. `cpuinfo` is a file such as /proc/cpuinfo,
-    this machine's by default.
+    `DEVICES`, `host(cpuinfo)`, `can_run(target, cpuinfo)`, `instructions(target)`,
+    `is_core(target, cpuinfo)`, `cores()`, `linker()` and `NO_LINKER`, what to say without one.
+    `cpuinfo` is a file such as /proc/cpuinfo, this machine's by default.
 
     ValueError for an unknown kind.
     """

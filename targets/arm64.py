@@ -127,6 +127,11 @@ def can_run(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return target.features <= flags
 
 
+def instructions(target: Target) -> frozenset[str]:
+    """CPU features without which code for `target` does not run."""
+    return target.features
+
+
 def is_core(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this machine has a core of the entry's kind."""
     return target.mcpu in {PARTS.get(part) for part in _parts(cpuinfo)}

@@ -107,8 +107,12 @@ def host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Target:
 
 def can_run(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether code for `target` runs on this machine."""
-    instructions = target.features - {"GenuineIntel", "AuthenticAMD"}
-    return instructions <= _flags(cpuinfo)
+    return instructions(target) <= _flags(cpuinfo)
+
+
+def instructions(target: Target) -> frozenset[str]:
+    """CPU flags without which code for `target` does not run: its features, less the vendor."""
+    return target.features - {"GenuineIntel", "AuthenticAMD"}
 
 
 def is_core(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

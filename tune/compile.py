@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernels.reference import Array
+from targets import machines
 from targets.target import Target
 from tune.builder import export, linker
 from tune.mobilenet import MobileNet
@@ -19,6 +20,7 @@ from tune.pins import PINS
 from tune.plan import Choice
 
 MANIFEST_FORMAT = 1
+INPUT, OUTPUT = "image", "logits"  # names, as applications ask for them
 
 
 def compile_network(module: Any, target: Target, path: Path) -> None:
@@ -40,6 +42,7 @@ def manifest(
     library: Path,
 ) -> dict[str, Any]:
     """What the library is, in plain data: enough to run it rightly and to tell how it was made."""
+    content = library.read_bytes()
     digest = hashlib.sha256()
     for name in sorted(weights):
         for array in weights[name]:
@@ -48,16 +51,28 @@ def manifest(
         "format": MANIFEST_FORMAT,
         "model": asdict(model),
         "input": {
+            "name": INPUT,
             "shape": list(model.input_shape),
             "dtype": model.dtype,
             "layout": "NHWC",
             "range": "RGB, value / 127.5 - 1",
         },
-        "output": {"shape": [model.batch, model.classes], "dtype": model.dtype},
-        "target": {"kind": target.kind, "device": target.device, "mcpu": target.mcpu},
+        "output": {
+            "name": OUTPUT,
+            "shape": [model.batch, model.classes],
+            "dtype": model.dtype,
+        },
+        "target": {
+            "kind": target.kind,
+            "device": target.device,
+            "mcpu": target.mcpu,
+            "features": sorted(machines(target.kind).instructions(target)),
+        },
         "threads": threads,
         "tvm": PINS["apache-tvm"],
-        "library_sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
+        "tvm_ffi": PINS["apache-tvm-ffi"],
+        "library_bytes": len(content),
+        "library_sha256": hashlib.sha256(content).hexdigest(),
         "weights_sha256": digest.hexdigest(),
         "layers": [
             {

@@ -169,15 +169,23 @@ def test_manifest_says_what_the_library_is(library: Path) -> None:
             "body": "separable",
         },
         "input": {
+            "name": "image",
             "shape": [1, 32, 32, 3],
             "dtype": "float32",
             "layout": "NHWC",
             "range": "RGB, value / 127.5 - 1",
         },
-        "output": {"shape": [1, 5], "dtype": "float32"},
-        "target": {"kind": "x86", "device": HOST.device, "mcpu": HOST.mcpu},
+        "output": {"name": "logits", "shape": [1, 5], "dtype": "float32"},
+        "target": {
+            "kind": "x86",
+            "device": HOST.device,
+            "mcpu": HOST.mcpu,
+            "features": sorted(HOST.features - {"GenuineIntel", "AuthenticAMD"}),
+        },
         "threads": 1,
         "tvm": PINS["apache-tvm"],
+        "tvm_ffi": PINS["apache-tvm-ffi"],
+        "library_bytes": library.stat().st_size,
     }
     assert [layer["name"] for layer in layers] == [layer.name for layer in MODEL.layers]
     assert [layer["workload"] for layer in layers] == [layer.workload.key for layer in MODEL.layers]

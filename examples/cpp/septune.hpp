@@ -1,0 +1,684 @@
+// Runs a network that septune has built. C++17; one header, to copy into your own code.
+//
+//     septune::Network network("mobilenet.so");
+//     std::vector<float> logits = network.run(images, count);
+//
+// Build    One source file of the program defines SEPTUNE_IMPLEMENTATION before it includes this; it
+//          alone needs a header of TVM's, <tvm/ffi/c_api.h>. Link libtvm_ffi.so and, although no
+//          symbol of it is named, libtvm_runtime.so, hence -Wl,--no-as-needed before both.
+// Threads  A Network may be called from any thread, one call at a time: others wait. What is to run
+//          at once needs a Network each: clone() makes one that shares code and weights. Each
+//          calling thread gets workers of its own, threads() with itself, which stay until it ends.
+//          They are bound to cores only where threads() are all that the machine has: TVM counts
+//          cores from the first, and networks that run at once would meet there. Set
+//          TVM_BIND_THREADS=1 to have the fastest cores, where they differ, or 0 for never.
+//          Loading sets this variable and TVM_NUM_THREADS: load before other threads read any.
+// Errors   septune::Error, whose text says what was wrong, what was expected and what to do. After
+//          one, a Network can be used further.
+#ifndef SEPTUNE_HPP
+#define SEPTUNE_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace septune {
+
+class Error : public std::runtime_error {
+public:
+    using std::runtime_error::runtime_error;
+};
+
+// An input or output: dtype is float32, float16 or uint8; the first of its sizes is the batch.
+struct Port {
+    std::string name;
+    std::string dtype;
+    std::vector<std::int64_t> shape;
+
+    std::size_t values() const; // elements
+    std::size_t bytes() const;
+};
+
+struct Options {
+    int threads = 0;    // that one inference computes on; 0 is as many as it was built for
+    bool verify = true; // compare the library's hash with the manifest's: reads the whole file
+};
+
+class Network {
+public:
+    // The library at `path`, its manifest beside it: `.json` for `.so`.
+    explicit Network(const std::string &path, Options options = {});
+    Network(Network &&) noexcept;
+    Network &operator=(Network &&) noexcept;
+    ~Network();
+
+    // Another for another thread; it shares the library and its weights.
+    Network clone() const;
+
+    const std::vector<Port> &inputs() const;
+    const std::vector<Port> &outputs() const;
+    std::int64_t batch() const; // images of one inference
+    int threads() const;
+
+    // One inference. By name, memory of the port's bytes(): read, and written.
+    void run(const std::map<std::string, const void *> &inputs,
+             const std::map<std::string, void *> &outputs);
+
+    // The output of `count` images, any number: batches follow each other, the last one filled up.
+    // For a network with one input of this type and one output.
+    std::vector<float> run(const float *images, std::size_t count);
+    std::vector<float> run(const std::uint8_t *images, std::size_t count);
+
+private:
+    struct State;
+    explicit Network(std::unique_ptr<State>);
+    std::vector<float> run_all(const void *images, std::size_t count, const char *dtype);
+    std::unique_ptr<State> state_;
+};
+
+} // namespace septune
+
+#endif // SEPTUNE_HPP
+
+#if defined(SEPTUNE_IMPLEMENTATION) && !defined(SEPTUNE_IMPLEMENTED)
+#define SEPTUNE_IMPLEMENTED
+
+#include <tvm/ffi/c_api.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <mutex>
+#include <set>
+#include <sstream>
+#include <utility>
+
+#include <unistd.h>
+
+namespace septune {
+namespace detail {
+
+constexpr std::size_t ALIGNMENT = 64; // bytes; compiled code loads whole vectors
+constexpr int POOLED_ALLOCATOR = 2;   // of TVM's: memory of an inference is kept for the next
+constexpr int BIG_CORES = 1;          // TVM's affinity mode: the cores of highest frequency first
+
+inline std::string text_of(const TVMFFIByteArray &bytes) { return {bytes.data, bytes.size}; }
+
+// Throws what the last call of the C interface raised.
+[[noreturn]] inline void rethrow(const std::string &what)
+{
+    TVMFFIObjectHandle error = nullptr;
+    TVMFFIErrorMoveFromRaised(&error);
+    std::string why = "no reason given";
+    if (error) {
+        auto *cell = reinterpret_cast<TVMFFIErrorCell *>(static_cast<TVMFFIObject *>(error) + 1);
+        why = text_of(cell->kind) + ": " + text_of(cell->message);
+        TVMFFIObjectDecRef(error);
+    }
+    throw Error(what + ": " + why);
+}
+
+// A value of TVM's, held as long as this lives.
+class Value {
+public:
+    Value() : any_{} {}
+    explicit Value(TVMFFIAny owned) : any_(owned) {}
+    explicit Value(TVMFFIObjectHandle owned, int32_t type) : any_{}
+    {
+        any_.type_index = type;
+        any_.v_obj = static_cast<TVMFFIObject *>(owned);
+    }
+    Value(const Value &other) : any_(other.any_)
+    {
+        if (is_object())
+            TVMFFIObjectIncRef(any_.v_obj);
+    }
+    Value(Value &&other) noexcept : any_(std::exchange(other.any_, TVMFFIAny{})) {}
+    Value &operator=(Value other) noexcept
+    {
+        std::swap(any_, other.any_);
+        return *this;
+    }
+    ~Value()
+    {
+        if (is_object())
+            TVMFFIObjectDecRef(any_.v_obj);
+    }
+
+    const TVMFFIAny &any() const { return any_; }
+    bool is(int32_t type) const { return any_.type_index == type; }
+
+    std::string text() const
+    {
+        if (is(kTVMFFISmallStr))
+            return {any_.v_bytes, any_.small_str_len};
+        if (is(kTVMFFIStr))
+            return text_of(*reinterpret_cast<TVMFFIByteArray *>(any_.v_obj + 1));
+        throw Error("not a text");
+    }
+    std::int64_t number() const
+    {
+        if (!is(kTVMFFIInt))
+            throw Error("not a whole number");
+        return any_.v_int64;
+    }
+    const DLTensor &tensor() const { return *reinterpret_cast<DLTensor *>(any_.v_obj + 1); }
+
+private:
+    bool is_object() const { return any_.type_index >= kTVMFFIStaticObjectBegin; }
+    TVMFFIAny any_;
+};
+
+inline TVMFFIAny borrowed(const char *text)
+{
+    TVMFFIAny any{};
+    any.type_index = kTVMFFIRawStr;
+    any.v_c_str = text;
+    return any;
+}
+
+inline TVMFFIAny borrowed(std::int64_t number)
+{
+    TVMFFIAny any{};
+    any.type_index = kTVMFFIInt;
+    any.v_int64 = number;
+    return any;
+}
+
+inline Value call(const Value &function, std::vector<TVMFFIAny> arguments, const std::string &what)
+{
+    TVMFFIAny result{};
+    auto count = static_cast<int32_t>(arguments.size());
+    if (TVMFFIFunctionCall(function.any().v_obj, arguments.data(), count, &result) != 0)
+        rethrow(what);
+    return Value(result);
+}
+
+inline Value global(const char *name)
+{
+    TVMFFIObjectHandle function = nullptr;
+    TVMFFIByteArray bytes{name, std::strlen(name)};
+    if (TVMFFIFunctionGetGlobal(&bytes, &function) != 0 || !function)
+        throw Error(std::string("TVM's runtime has no ") + name +
+                    "; expected libtvm_runtime.so to be linked; link it with "
+                    "-Wl,--no-as-needed before -ltvm_runtime");
+    return Value(function, kTVMFFIFunction);
+}
+
+inline Value method(const Value &module, const char *name)
+{
+    TVMFFIAny inner{};
+    inner.type_index = kTVMFFIBool;
+    inner.v_int64 = 1; // look in imported modules, too
+    Value found = call(global("ffi.ModuleGetFunction"), {module.any(), borrowed(name), inner}, name);
+    if (!found.is(kTVMFFIFunction))
+        throw Error(std::string("the library has no function ") + name +
+                    "; expected one that `septune build` has written; build it again");
+    return found;
+}
+
+// Members of the manifest, a JSON document that TVM reads.
+inline Value member(const Value &map, const char *key)
+{
+    return call(global("ffi.MapGetItem"), {map.any(), borrowed(key)}, key);
+}
+
+inline std::vector<Value> items(const Value &array)
+{
+    std::vector<Value> found;
+    std::int64_t size = call(global("ffi.ArraySize"), {array.any()}, "array").number();
+    for (std::int64_t i = 0; i < size; ++i)
+        found.push_back(call(global("ffi.ArrayGetItem"), {array.any(), borrowed(i)}, "array"));
+    return found;
+}
+
+inline Port port(const Value &map)
+{
+    Port port{member(map, "name").text(), member(map, "dtype").text(), {}};
+    for (const Value &size : items(member(map, "shape")))
+        port.shape.push_back(size.number());
+    if (port.shape.empty())
+        throw Error(port.name + " has no sizes");
+    return port;
+}
+
+inline DLDataType dl_type(const std::string &dtype)
+{
+    if (dtype == "float32")
+        return {kDLFloat, 32, 1};
+    if (dtype == "float16")
+        return {kDLFloat, 16, 1};
+    if (dtype == "uint8")
+        return {kDLUInt, 8, 1};
+    throw Error("dtype " + dtype + " is not known; expected float32, float16 or uint8; "
+                "copy a newer septune.hpp");
+}
+
+// The hash of what a stream holds from its present position on, in hexadecimal digits.
+class Sha256 {
+public:
+    static std::string of(std::istream &stream)
+    {
+        Sha256 hash;
+        std::vector<unsigned char> part(1 << 16);
+        std::uint64_t size = 0;
+        std::size_t held = 0;
+        do {
+            stream.read(reinterpret_cast<char *>(part.data()),
+                        static_cast<std::streamsize>(part.size()));
+            held = static_cast<std::size_t>(stream.gcount());
+            size += held;
+            if (held == part.size())
+                hash.blocks(part.data(), held);
+        } while (held == part.size());
+        part.resize(held);
+        part.push_back(0x80);
+        part.resize((held + 9 + 63) / 64 * 64); // a bit, zeros, and the size in bits
+        for (std::size_t i = 0; i < 8; ++i)
+            part[part.size() - 1 - i] = static_cast<unsigned char>(size * 8 >> 8 * i);
+        hash.blocks(part.data(), part.size());
+        std::string digits;
+        for (std::uint32_t word : hash.state_)
+            for (int shift = 28; shift >= 0; shift -= 4)
+                digits += "0123456789abcdef"[word >> shift & 15];
+        return digits;
+    }
+
+private:
+    static std::uint32_t turned(std::uint32_t x, int n) { return x >> n | x << (32 - n); }
+
+    void blocks(const unsigned char *data, std::size_t size)
+    {
+        for (std::size_t at = 0; at < size; at += 64)
+            block(data + at);
+    }
+
+    void block(const unsigned char *p)
+    {
+        std::uint32_t w[64];
+        for (int i = 0; i < 16; ++i, p += 4)
+            w[i] = std::uint32_t(p[0]) << 24 | std::uint32_t(p[1]) << 16 |
+                   std::uint32_t(p[2]) << 8 | std::uint32_t(p[3]);
+        for (int i = 16; i < 64; ++i)
+            w[i] = w[i - 16] + w[i - 7] +
+                   (turned(w[i - 15], 7) ^ turned(w[i - 15], 18) ^ w[i - 15] >> 3) +
+                   (turned(w[i - 2], 17) ^ turned(w[i - 2], 19) ^ w[i - 2] >> 10);
+        std::array<std::uint32_t, 8> s = state_;
+        for (int i = 0; i < 64; ++i) {
+            const std::uint32_t one =
+                s[7] + (turned(s[4], 6) ^ turned(s[4], 11) ^ turned(s[4], 25)) +
+                ((s[4] & s[5]) ^ (~s[4] & s[6])) + ROOTS[i] + w[i];
+            const std::uint32_t two = (turned(s[0], 2) ^ turned(s[0], 13) ^ turned(s[0], 22)) +
+                                      ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
+            std::copy_backward(s.begin(), s.end() - 1, s.end());
+            s[4] += one;
+            s[0] = one + two;
+        }
+        for (std::size_t i = 0; i < 8; ++i)
+            state_[i] += s[i];
+    }
+
+    std::array<std::uint32_t, 8> state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                        0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    static constexpr std::uint32_t ROOTS[64] = {
+        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4,
+        0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe,
+        0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f,
+        0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7,
+        0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc,
+        0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
+        0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116,
+        0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7,
+        0xc67178f2};
+};
+
+inline float from_half(std::uint16_t bits)
+{
+    std::uint32_t sign = std::uint32_t(bits & 0x8000) << 16;
+    std::uint32_t exponent = bits >> 10 & 31, fraction = bits & 0x3ff, wide;
+    if (exponent == 31)
+        wide = 0x7f800000 | fraction << 13;
+    else if (exponent)
+        wide = (exponent + 112) << 23 | fraction << 13;
+    else { // a denormal, or zero
+        float small = static_cast<float>(fraction) / 16777216.0f;
+        return sign ? -small : small;
+    }
+    wide |= sign;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+// What the artifact is, loaded once and shared by clones.
+struct Artifact {
+    std::vector<Port> inputs, outputs;
+    int threads = 0;
+    std::string made_with; // versions of TVM's two halves
+    Value library;
+};
+
+inline std::string content_of(const std::string &path, const char *expected)
+{
+    std::ifstream file(path, std::ios::binary);
+    if (!file)
+        throw Error("cannot read " + path + "; expected " + expected + "; check the path");
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// Instructions that this CPU has, as Linux names them; none where it does not tell.
+inline std::set<std::string> cpu_features()
+{
+    std::set<std::string> found;
+    std::ifstream file("/proc/cpuinfo");
+    for (std::string line; std::getline(file, line);)
+        if (line.rfind("flags", 0) == 0 || line.rfind("Features", 0) == 0) {
+            std::istringstream words(line.substr(line.find(':') + 1));
+            found.insert(std::istream_iterator<std::string>(words), {});
+        }
+    return found;
+}
+
+inline void check_machine(const Value &manifest, const std::string &path)
+{
+#if defined(__x86_64__)
+    const std::string here = "x86";
+#elif defined(__aarch64__)
+    const std::string here = "arm64";
+#else
+    const std::string here = "another kind of machine";
+#endif
+    Value target = member(manifest, "target");
+    const std::string kind = member(target, "kind").text(), device = member(target, "device").text();
+    if (kind != here)
+        throw Error(path + " was built for " + kind + ", this program for " + here +
+                    "; expected the same; build it with --target " + here);
+    std::set<std::string> features = cpu_features();
+    for (const Value &feature : items(member(target, "features")))
+        if (!features.empty() && !features.count(feature.text()))
+            throw Error(path + " was built for " + device + " and needs " + feature.text() +
+                        ", which this CPU lacks; expected a build for this machine; "
+                        "build it with its --device");
+}
+
+// The C interface of the linked library is the one that this was compiled against.
+inline void check_interface()
+{
+    TVMFFIVersion here;
+    TVMFFIGetVersion(&here);
+    auto spelt = [](std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+        return std::to_string(a) + '.' + std::to_string(b) + '.' + std::to_string(c);
+    };
+    const std::string found = spelt(here.major, here.minor, here.patch);
+    const std::string compiled =
+        spelt(TVM_FFI_VERSION_MAJOR, TVM_FFI_VERSION_MINOR, TVM_FFI_VERSION_PATCH);
+    if (found != compiled)
+        throw Error("libtvm_ffi.so has version " + found + "; expected " + compiled +
+                    ", whose header this program was compiled with; compile it again");
+}
+
+inline void check_library(const Value &manifest, const std::string &path, bool verify)
+{
+    const std::string expected = "the library that its manifest describes";
+    const std::string remedy = "; build it again, or copy both files";
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    if (!file)
+        throw Error("cannot read " + path + "; expected a .so that `septune build` has written; "
+                    "check the path");
+    std::int64_t size = file.tellg(), described = member(manifest, "library_bytes").number();
+    if (size != described) // to map a file that was cut short may end the process
+        throw Error(path + " has " + std::to_string(size) + " bytes; expected " + expected +
+                    ", of " + std::to_string(described) + remedy);
+    file.seekg(0);
+    if (verify && Sha256::of(file) != member(manifest, "library_sha256").text())
+        throw Error(path + " has another hash; expected " + expected + remedy);
+}
+
+// TVM's byte code is read by the version that has written it, and no other.
+inline Error unloadable(const Error &error, const std::string &made_with)
+{
+    return Error(std::string("cannot load ") + error.what() + "; expected to be linked with " +
+                 made_with + ", which it was built with; link those, or build it again");
+}
+
+inline std::shared_ptr<const Artifact> load(const std::string &path, const Options &options)
+{
+    auto artifact = std::make_shared<Artifact>();
+    std::size_t dot = path.size() > 3 ? path.size() - 3 : 0;
+    if (path.substr(dot) != ".so")
+        throw Error(path + " is no .so; expected a library that `septune build` has written; "
+                    "check the path");
+    const std::string beside = path.substr(0, dot) + ".json";
+    const std::string document = content_of(beside, "the manifest beside the library");
+    check_interface();
+    Value manifest;
+    try {
+        manifest = call(global("ffi.json.Parse"), {borrowed(document.c_str())}, "JSON");
+        artifact->inputs = {port(member(manifest, "input"))};
+        artifact->outputs = {port(member(manifest, "output"))};
+        artifact->threads = static_cast<int>(member(manifest, "threads").number());
+        artifact->made_with = "TVM " + member(manifest, "tvm").text() + " and apache-tvm-ffi " +
+                              member(manifest, "tvm_ffi").text();
+        member(manifest, "library_sha256").text();
+    } catch (const Error &error) {
+        throw Error("no manifest can be read at " + beside + ": " + error.what() +
+                    "; expected the .json that `septune build` writes; build it again");
+    }
+    check_machine(manifest, path);
+    check_library(manifest, path, options.verify);
+    if (options.threads < 0)
+        throw Error("threads are " + std::to_string(options.threads) +
+                    "; expected 1 or more, or 0 for as many as it was built for; pass another");
+    if (options.threads > 0)
+        artifact->threads = options.threads;
+    // It takes both: the variable sizes a thread's pool, the call sets how much of it is used.
+    setenv("TVM_NUM_THREADS", std::to_string(artifact->threads).c_str(), 1);
+    setenv("TVM_BIND_THREADS", artifact->threads >= sysconf(_SC_NPROCESSORS_ONLN) ? "1" : "0", 0);
+    global("runtime.config_threadpool"); // says what to do when the runtime is not linked
+    // Without a slash, the loader would search its own folders.
+    const std::string named = path.find('/') == std::string::npos ? "./" + path : path;
+    try {
+        artifact->library = call(global("ffi.ModuleLoadFromFile"), {borrowed(named.c_str())}, path);
+    } catch (const Error &error) {
+        throw unloadable(error, artifact->made_with);
+    }
+    return artifact;
+}
+
+// TVM has a pool for each calling thread.
+inline void use_threads(int count)
+{
+    thread_local int used = 0;
+    if (used != count) {
+        call(global("runtime.config_threadpool"), {borrowed(BIG_CORES), borrowed(count)}, "threads");
+        used = count;
+    }
+}
+
+// A tensor of TVM's on memory of somebody else's, who keeps it until the inference has ended.
+inline Value view(const Port &port, const void *data)
+{
+    struct Managed {
+        DLManagedTensor tensor{};
+        std::vector<std::int64_t> shape;
+    };
+    auto managed = std::make_unique<Managed>();
+    managed->shape = port.shape;
+    DLTensor &tensor = managed->tensor.dl_tensor;
+    tensor.data = const_cast<void *>(data);
+    tensor.device = {kDLCPU, 0};
+    tensor.ndim = static_cast<int32_t>(port.shape.size());
+    tensor.dtype = dl_type(port.dtype);
+    tensor.shape = managed->shape.data();
+    managed->tensor.manager_ctx = managed.get();
+    managed->tensor.deleter = [](DLManagedTensor *self) {
+        delete static_cast<Managed *>(self->manager_ctx);
+    };
+    TVMFFIObjectHandle handle = nullptr;
+    if (TVMFFITensorFromDLPack(&managed->tensor, ALIGNMENT, 1, &handle) != 0)
+        rethrow(port.name);
+    managed.release();
+    return Value(handle, kTVMFFITensor);
+}
+
+struct Freed {
+    void operator()(void *memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<void, Freed>;
+
+inline Memory aligned(std::size_t bytes)
+{
+    std::size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    Memory memory(std::aligned_alloc(ALIGNMENT, whole));
+    if (!memory)
+        throw std::bad_alloc();
+    return memory;
+}
+
+template <typename Pointer>
+Pointer named(const std::map<std::string, Pointer> &given, const std::vector<Port> &ports,
+              std::size_t index, const char *what)
+{
+    auto found = given.find(ports[index].name);
+    if (found == given.end() || !found->second || given.size() != ports.size()) {
+        std::string names, wanted;
+        for (const auto &one : given)
+            names += ' ' + one.first + (one.second ? "" : " (null)");
+        for (const Port &port : ports)
+            wanted += ' ' + port.name;
+        throw Error(std::string(what) + (names.empty() ? " none" : names) + "; expected" + wanted +
+                    "; pass memory for each by that name");
+    }
+    return found->second;
+}
+
+} // namespace detail
+
+std::size_t Port::values() const
+{
+    std::size_t product = 1;
+    for (std::int64_t size : shape)
+        product *= static_cast<std::size_t>(size);
+    return product;
+}
+
+std::size_t Port::bytes() const { return values() * detail::dl_type(dtype).bits / 8; }
+
+struct Network::State {
+    explicit State(std::shared_ptr<const detail::Artifact> from) : artifact(std::move(from))
+    {
+        using detail::borrowed;
+        try {
+            machine = call(method(artifact->library, "vm_load_executable"), {}, "byte code");
+        } catch (const Error &error) {
+            throw detail::unloadable(error, artifact->made_with);
+        }
+        std::vector<TVMFFIAny> where;
+        for (int i = 0; i < 2; ++i) // where it computes, and where its host is
+            for (std::int64_t value : {int(kDLCPU), 0, detail::POOLED_ALLOCATOR})
+                where.push_back(borrowed(value));
+        call(method(machine, "vm_initialization"), where, "vm_initialization");
+        main = method(machine, "main");
+        for (const Port &port : artifact->inputs)
+            copies.push_back(detail::aligned(port.bytes()));
+    }
+
+    void run(const std::map<std::string, const void *> &given,
+             const std::map<std::string, void *> &taken)
+    {
+        std::lock_guard<std::mutex> lock(mutex);
+        const auto &inputs = artifact->inputs, &outputs = artifact->outputs;
+        std::vector<detail::Value> tensors;
+        std::vector<TVMFFIAny> arguments;
+        for (std::size_t i = 0; i < inputs.size(); ++i) {
+            const void *data = detail::named(given, inputs, i, "inputs are");
+            if (reinterpret_cast<std::uintptr_t>(data) % detail::ALIGNMENT != 0)
+                data = std::memcpy(copies[i].get(), data, inputs[i].bytes());
+            tensors.push_back(detail::view(inputs[i], data));
+            arguments.push_back(tensors.back().any());
+        }
+        void *out = detail::named(taken, outputs, 0, "outputs are");
+        detail::use_threads(artifact->threads);
+        detail::Value result = call(main, arguments, "inference");
+        if (!result.is(kTVMFFITensor))
+            throw Error("the network returned no tensor; expected one; build it again");
+        std::memcpy(out, result.tensor().data, outputs[0].bytes());
+    }
+
+    std::shared_ptr<const detail::Artifact> artifact;
+    detail::Value machine, main;
+    std::vector<detail::Memory> copies; // of inputs that are not aligned
+    std::mutex mutex;
+};
+
+Network::Network(const std::string &path, Options options)
+    : state_(new State(detail::load(path, options)))
+{
+}
+Network::Network(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Network::Network(Network &&) noexcept = default;
+Network &Network::operator=(Network &&) noexcept = default;
+Network::~Network() = default;
+
+Network Network::clone() const { return Network(std::make_unique<State>(state_->artifact)); }
+const std::vector<Port> &Network::inputs() const { return state_->artifact->inputs; }
+const std::vector<Port> &Network::outputs() const { return state_->artifact->outputs; }
+std::int64_t Network::batch() const { return inputs()[0].shape[0]; }
+int Network::threads() const { return state_->artifact->threads; }
+
+void Network::run(const std::map<std::string, const void *> &inputs,
+                         const std::map<std::string, void *> &outputs)
+{
+    state_->run(inputs, outputs);
+}
+
+std::vector<float> Network::run(const float *images, std::size_t count)
+{
+    return run_all(images, count, "float32");
+}
+
+std::vector<float> Network::run(const std::uint8_t *images, std::size_t count)
+{
+    return run_all(images, count, "uint8");
+}
+
+std::vector<float> Network::run_all(const void *images, std::size_t count, const char *dtype)
+{
+    const Port &in = inputs()[0], &out = outputs()[0];
+    if (in.dtype != dtype)
+        throw Error(std::string("images are ") + dtype + "; expected " + in.dtype +
+                    "; convert them, or build with --input " + dtype);
+    auto batch = static_cast<std::size_t>(this->batch());
+    const std::size_t stride = in.bytes() / batch, values = out.values() / batch;
+    const auto *next = static_cast<const unsigned char *>(images);
+    detail::Memory filled, result = detail::aligned(out.bytes());
+    std::vector<float> all;
+    all.reserve(count * values);
+    for (std::size_t done = 0; done < count; done += batch, next += batch * stride) {
+        const std::size_t held = std::min(batch, count - done);
+        const void *data = next;
+        if (held < batch) {
+            filled = detail::aligned(in.bytes());
+            std::memset(filled.get(), 0, in.bytes());
+            data = std::memcpy(filled.get(), next, held * stride);
+        }
+        run({{in.name, data}}, {{out.name, result.get()}});
+        for (std::size_t i = 0; i < held * values; ++i)
+            all.push_back(out.dtype == "float16"
+                              ? detail::from_half(static_cast<std::uint16_t *>(result.get())[i])
+                              : static_cast<float *>(result.get())[i]);
+    }
+    return all;
+}
+
+} // namespace septune
+
+#endif // SEPTUNE_IMPLEMENTATION
