@@ -17,6 +17,7 @@ import pytest
 from kernels.version import version
 from targets import machines
 from tune import cli, database
+from tune.cli import verbs
 from tune.database import Record
 from tune.mobilenet import MobileNet
 
@@ -215,7 +216,7 @@ def test_interrupt_is_no_crash(
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_show_model", interrupt)
+    monkeypatch.setattr(verbs, "show_model", interrupt)
     assert failure(capsys, "model") == (130, "stopped; every finished record is in the log")
 
 

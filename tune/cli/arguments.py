@@ -1,0 +1,95 @@
+"""Options that several verbs share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from targets import TARGETS
+from targets.target import Endpoint
+from tune.errors import UsageError
+
+WEIGHTS_HELP = "checkpoint, .safetensors or .pt; default: ImageNet where it fits, else random"
+EFFORT_HELP = "quick, full, or max, which stops only when every space is measured; default: full"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours: one line, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def board() -> Parser:
+    options = Parser(add_help=False)
+    options.add_argument(
+        "--rpc", type=endpoint, metavar="HOST:PORT", help="a board, or a tracker of boards"
+    )
+    options.add_argument(
+        "--rpc-key", default="", metavar="KEY", help="all boards that serve it at the tracker"
+    )
+    return options
+
+
+def where() -> Parser:
+    options = Parser(add_help=False, parents=[board()])
+    options.add_argument("--target", choices=tuple(TARGETS), default="x86")
+    options.add_argument("--device", metavar="NAME", help="a known machine; default: this one")
+    options.add_argument("--threads", type=count, metavar="N", help="default: all cores")
+    options.add_argument(
+        "--log",
+        "--from-log",
+        type=Path,
+        metavar="PATH",
+        help="default: logs/TARGET/DEVICE.jsonl, with the other devices' logs as hints",
+    )
+    options.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    return options
+
+
+def which() -> Parser:
+    options = Parser(add_help=False)
+    options.add_argument(
+        "--alpha", type=float, default=1.0, metavar="X", help="width; default: 1.0"
+    )
+    options.add_argument("--resolution", type=count, default=224, metavar="N", help="default: 224")
+    options.add_argument("--batch", type=count, default=1, metavar="N", help="default: 1")
+    options.add_argument("--classes", type=count, default=1001, metavar="N", help="default: 1001")
+    options.add_argument(
+        "--variant", choices=("tf", "torch"), default="tf", help="padding, epsilon"
+    )
+    options.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    return options
+
+
+def output() -> Parser:
+    options = Parser(add_help=False)
+    options.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    return options
+
+
+def count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; expected a whole number from 1 up")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """Seconds in a text such as 90s, 5m or 1.5h."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; expected e.g. 90s, 5m or 1h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def endpoint(text: str) -> Endpoint:
+    try:
+        return Endpoint.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)

@@ -1,0 +1,81 @@
+"""What options stand for: a machine, a place, a network, a file to write."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tune.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from targets.target import Target
+    from tune.mobilenet import MobileNet
+
+
+def target_of(options: argparse.Namespace) -> Target:
+    """The machine asked for: a known device by name, else the board's own, else this one."""
+    from targets import machines
+
+    kind = machines(options.target)
+    device: Target
+    if options.device is not None:
+        if options.device not in kind.DEVICES:
+            raise UsageError(
+                f"device {options.device!r} is not known; expected one of "
+                f"{', '.join(kind.DEVICES)}; leave --device out for this machine"
+            )
+        device = kind.DEVICES[options.device]
+    elif options.rpc is not None:
+        from tune.runners.rpc import device_at
+
+        device = device_at(options.target, options.rpc, key=options.rpc_key)
+    else:
+        device = kind.host()
+    return device
+
+
+def site_of(options: argparse.Namespace) -> Any:
+    from tune.pipeline import Site
+
+    return Site(
+        endpoint=options.rpc,
+        key=options.rpc_key,
+        estimator=getattr(options, "estimator", None),
+        threads=options.threads,
+        notice=lambda line: print(f"septune: {line}", file=sys.stderr),
+    )
+
+
+def threads_of(options: argparse.Namespace) -> int:
+    return options.threads or os.cpu_count() or 1
+
+
+def model_of(options: argparse.Namespace) -> MobileNet:
+    from tune.mobilenet import MobileNet
+
+    return MobileNet(
+        alpha=options.alpha,
+        resolution=options.resolution,
+        batch=options.batch,
+        classes=options.classes,
+        variant=options.variant,
+        dtype=options.dtype,
+        body=getattr(options, "body", "separable"),
+    )
+
+
+def write_json(options: argparse.Namespace, value: Any) -> None:
+    if options.json is not None:
+        try:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(value, indent=1) + "\n")
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {options.json}: {error.strerror}; expected a writable path; "
+                f"choose another --json"
+            ) from None
+        print(f"json: {options.json}")

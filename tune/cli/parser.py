@@ -1,0 +1,87 @@
+"""Every verb and its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tune.cli import log, verbs
+from tune.cli.arguments import (
+    EFFORT_HELP,
+    WEIGHTS_HELP,
+    Parser,
+    board,
+    count,
+    duration,
+    names,
+    output,
+    where,
+    which,
+)
+from tune.database import ESTIMATORS
+
+PROGRAM = "python -m tune"
+
+
+def parser() -> Parser:
+    top = Parser(
+        prog=PROGRAM,
+        description="Tune, build, run and compare MobileNet-class networks.",
+        epilog="Exit status: 0 done; 1 a check failed; 2 wrong request; 3 something is missing; "
+        "4 a log cannot be used.",
+    )
+    known = top.add_subparsers(required=True, metavar="verb", parser_class=Parser)
+    machine, network, result = where(), which(), output()
+
+    run = known.add_parser(
+        "run", parents=[machine, network, result], help="measure configs into the log"
+    )
+    run.add_argument("--budget", type=duration, metavar="TIME", help="stop after, e.g. 90s, 5m, 1h")
+    run.add_argument("--trials", type=count, metavar="N", help="measure at most N configs")
+    run.add_argument("--effort", choices=("quick", "full", "max"), default="full", help=EFFORT_HELP)
+    run.add_argument(
+        "--kernel", action="append", metavar="NAME", help="only this kernel; repeatable"
+    )
+    run.add_argument("--estimator", choices=ESTIMATORS, help="judge by this instead of a clock")
+    run.set_defaults(verb=verbs.run)
+
+    build = known.add_parser("build", parents=[machine, network, result], help="write the .so")
+    build.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
+    build.add_argument("--require-tuned", action="store_true", help="fail if a layer has no record")
+    build.add_argument(
+        "--allow-estimates", action="store_true", help="with --require-tuned, count estimates, too"
+    )
+    build.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.so")
+    build.set_defaults(verb=verbs.build)
+
+    classify = known.add_parser("classify", parents=[board()], help="name what is on photos")
+    classify.add_argument("--lib", type=Path, required=True, metavar="FILE.so")
+    classify.add_argument("--threads", type=count, metavar="N", help="default: as built")
+    classify.add_argument("photo", type=Path, nargs="+")
+    classify.set_defaults(verb=verbs.classify)
+
+    bench = known.add_parser("bench", parents=[machine, network, result], help="compare with peers")
+    bench.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
+    bench.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
+    bench.add_argument("--peers", type=names, metavar="A,B", help="default: all that are installed")
+    bench.add_argument("--rounds", type=count, default=15, metavar="N", help="default: 15")
+    bench.set_defaults(verb=verbs.bench)
+
+    emulated = known.add_parser("board", help="an emulated arm64 board on this machine")
+    emulated.add_argument("action", choices=("start", "stop", "status"))
+    emulated.add_argument("--port", type=count, default=9090, metavar="N", help="default: 9090")
+    emulated.set_defaults(verb=verbs.board)
+
+    model = known.add_parser(
+        "model", parents=[network], help="print layers, parameters, multiply-adds"
+    )
+    model.add_argument("--body", choices=("separable", "full", "shallow"), default="separable")
+    model.set_defaults(verb=verbs.show_model)
+
+    doctor = known.add_parser("doctor", help="what this machine has of the tools needed")
+    doctor.set_defaults(verb=verbs.doctor)
+
+    targets = known.add_parser("targets", help="the known machines")
+    targets.set_defaults(verb=verbs.list_targets)
+
+    log.add_to(known)
+    return top

@@ -1,0 +1,139 @@
+"""What each verb does: ask the pipeline, print the rows."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from targets import TARGETS
+from tune.cli.nouns import model_of, site_of, target_of, threads_of, write_json
+from tune.errors import SetupError
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def run(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report import progress_line, tuning_table
+
+    target = target_of(options)
+    log = pipeline.Log.at(options.log, target)
+    live = sys.stderr.isatty()
+    threads = 1 if options.estimator else threads_of(options)
+    for event in pipeline.tune(
+        model_of(options).layers,
+        target,
+        log,
+        site=site_of(options),
+        budget_s=options.budget,
+        trials=options.trials,
+        effort=options.effort,
+        kernels=options.kernel,
+        seed=options.seed,
+    ):
+        line, threads = progress_line(event), event.record.threads
+        print(f"\r\x1b[K{line[:100]}" if live else line, end="" if live else "\n", file=sys.stderr)
+    if live:
+        print(file=sys.stderr)
+    rows = pipeline.winners(
+        model_of(options).layers, target, log, threads=threads, estimator=options.estimator
+    )
+    print(tuning_table(rows))
+    print(f"log: {log.path}")
+    write_json(options, rows)
+
+
+def build(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report import plan_summary
+
+    target = target_of(options)
+    manifest = pipeline.build(
+        model_of(options),
+        target,
+        pipeline.Log.at(options.log, target),
+        threads=threads_of(options),
+        weights=options.weights,
+        seed=options.seed,
+        output=options.output,
+        require_tuned=options.require_tuned,
+        allow_estimates=options.allow_estimates,
+    )
+    print(plan_summary(manifest))
+    print(f"library: {options.output}")
+    write_json(options, manifest)
+
+
+def classify(options: argparse.Namespace) -> None:
+    from tune import pipeline
+
+    for photo, likeliest in pipeline.classify(
+        options.lib, options.photo, options.threads, options.rpc, options.rpc_key
+    ):
+        print(photo)
+        for probability, label in likeliest:
+            print(f"  {probability:6.3f}  {label}")
+
+
+def bench(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report import comparison_table, tally_table
+
+    target = target_of(options)
+    result = pipeline.bench(
+        model_of(options),
+        target,
+        pipeline.Log.at(options.log, target),
+        site=site_of(options),
+        weights=options.weights,
+        seed=options.seed,
+        library=options.lib,
+        peers=options.peers,
+        rounds=options.rounds,
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    print(comparison_table(result) if "floor_s" in result else tally_table(result))
+    write_json(options, result)
+
+
+def show_model(options: argparse.Namespace) -> None:
+    from tune.report import model_table
+
+    print(model_table(model_of(options)))
+
+
+def doctor(options: argparse.Namespace) -> None:
+    from tune.doctor import examine
+    from tune.report import findings_table
+
+    findings = examine()
+    print(findings_table(findings))
+    lacking = [finding for finding in findings if finding.needed and finding.found is None]
+    if lacking:
+        raise SetupError(f"{lacking[0].what}: {lacking[0].remedy}")
+
+
+def list_targets(options: argparse.Namespace) -> None:
+    from targets import machines
+    from tune.report import devices_table
+
+    print(devices_table([d for kind in TARGETS for d in machines(kind).DEVICES.values()]))
+
+
+def board(options: argparse.Namespace) -> None:
+    from tune import board as boards
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    match options.action:
+        case "start":
+            state = boards.start(options.port, progress)
+        case "stop":
+            state = boards.stop(options.port)
+        case _:
+            state = boards.status(options.port)
+    print(f"board at {state.address}: {'off' if state.pid is None else f'on, process {state.pid}'}")
+    if state.pid is not None:
+        print(f"log: {state.log}")
