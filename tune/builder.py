@@ -34,7 +34,8 @@ def export(executable: Any, target: Target, path: Path) -> None:
     command = linker(target)
 
     def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None) -> None:
-        shared = [*command, "-shared", "-fPIC", "-o", output, *(options or ()), *objects]
+        # TVM describes every loop for a debugger; nobody debugs there, and it has to be sent about.
+        shared = [*command, "-shared", "-fPIC", "-Wl,-S", "-o", output, *(options or ()), *objects]
         done = subprocess.run(shared, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{command[0]}: {done.stderr.strip() or done.returncode}")

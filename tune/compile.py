@@ -23,14 +23,18 @@ MANIFEST_FORMAT = 1
 INPUT, OUTPUT = "image", "logits"  # names, as applications ask for them
 
 
-def compile_network(module: Any, target: Target, path: Path) -> None:
-    """Write the library of a whole network to `path`. SetupError when nothing can link it."""
+def compile_network(module: Any, target: Target, path: Path) -> int:
+    """Write the library of a whole network to `path`; bytes of the weights in it.
+
+    SetupError when nothing can link it.
+    """
     from tvm import relax
 
     linker(target)  # before the minute that building takes
     with target.tvm():
         executable = relax.build(module, target=target.tvm())
     export(executable, target, path)
+    return _weights_bytes(module)
 
 
 def manifest(
@@ -38,8 +42,11 @@ def manifest(
     choices: Sequence[Choice],
     weights: Mapping[str, tuple[Array, Array]],
     target: Target,
+    *,
     threads: int,
     library: Path,
+    weights_bytes: int,
+    input_dtype: str | None = None,
 ) -> dict[str, Any]:
     """What the library is, in plain data: enough to run it rightly and to tell how it was made."""
     content = library.read_bytes()
@@ -53,9 +60,9 @@ def manifest(
         "input": {
             "name": INPUT,
             "shape": list(model.input_shape),
-            "dtype": model.dtype,
+            "dtype": input_dtype or model.dtype,
             "layout": "NHWC",
-            "range": "RGB, value / 127.5 - 1",
+            "range": "RGB, 0 to 255" if input_dtype == "uint8" else "RGB, value / 127.5 - 1",
         },
         "output": {
             "name": OUTPUT,
@@ -72,6 +79,7 @@ def manifest(
         "tvm": PINS["apache-tvm"],
         "tvm_ffi": PINS["apache-tvm-ffi"],
         "library_bytes": len(content),
+        "weights_bytes": weights_bytes,
         "library_sha256": hashlib.sha256(content).hexdigest(),
         "weights_sha256": digest.hexdigest(),
         "layers": [
@@ -96,3 +104,18 @@ def manifest_path(library: Path) -> Path:
 def write_manifest(description: dict[str, Any], library: Path) -> None:
     """Write the manifest beside `library`."""
     manifest_path(library).write_text(json.dumps(description, indent=1) + "\n")
+
+
+def _weights_bytes(module: Any) -> int:
+    """Bytes of all constants, as they are packed."""
+    from tvm import relax
+    from tvm.ir.expr import GenericConst
+
+    sizes: list[int] = []
+
+    def visit(expression: Any) -> None:
+        if isinstance(expression, GenericConst):
+            sizes.append(expression.value.numpy().nbytes)
+
+    relax.analysis.post_order_visit(module["main"], visit)
+    return sum(sizes)

@@ -13,21 +13,32 @@ from tune.plan import Choice
 
 
 def assemble(
-    choices: Sequence[Choice], weights: Mapping[str, tuple[Array, Array]], target: Target
+    choices: Sequence[Choice],
+    weights: Mapping[str, tuple[Array, Array]],
+    target: Target,
+    input_dtype: str | None = None,
 ) -> Any:
     """An IRModule whose `main` takes the image (N,H,W,3) and returns the logits (N,classes).
 
-    weights  folded wt and bias by layer name, in canonical layouts
+    weights      folded wt and bias by layer name, in canonical layouts
+    input_dtype  of the image: the network's own by default, or uint8 for bytes as photos have them
     """
     from tvm import relax
 
+    from kernels.te import normalise
+
     first, last = choices[0].workload, choices[-1].workload
     builder = relax.BlockBuilder()
-    image = relax.Var("image", relax.TensorType(first.x_shape, first.dtype))
+    image = relax.Var("image", relax.TensorType(first.x_shape, input_dtype or first.dtype))
     functions: dict[str, Any] = {}
     with builder.function("main", [image]):
         with builder.dataflow():
             value, shape = image, first.x_shape
+            if input_dtype not in (None, first.dtype):
+                step = normalise.lower(shape, first.dtype, target)["main"]
+                symbol = builder.add_func(_scheduled(step), "normalise")
+                result = relax.TensorType(shape, first.dtype)
+                value = builder.emit(relax.call_tir(symbol, [value], result))
             for choice in choices:
                 workload, config = choice.workload, choice.config
                 scheduled = kernel(choice.kernel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,10 @@ CROP = 0.875  # of the shorter side: the square that is looked at, around the ce
 UNREADABLE = (OSError, SyntaxError, ValueError, struct.error)
 
 
-def read(path: Path, resolution: int) -> NDArray[np.float32]:
-    """The photo at `path` as (1,resolution,resolution,3), RGB, value / 127.5 - 1.
+def read(path: Path, resolution: int, dtype: str = "float32") -> NDArray[Any]:
+    """The photo at `path` as (1,resolution,resolution,3), RGB.
+
+    dtype  uint8, or one of floats for value / 127.5 - 1
 
     The central square is cut out and resized with bilinear interpolation.
     UsageError when there is no file, or no image in it that can be read.
@@ -42,7 +45,9 @@ def read(path: Path, resolution: int) -> NDArray[np.float32]:
     left, top = ((size - side) // 2 for size in rgb.size)
     square = rgb.crop((left, top, left + side, top + side))
     resized = square.resize((resolution, resolution), Image.Resampling.BILINEAR)
-    return (np.asarray(resized, np.float32) / np.float32(127.5) - 1)[None]
+    if dtype == "uint8":
+        return np.array(resized)[None]
+    return (np.asarray(resized, np.float32) / np.float32(127.5) - 1).astype(dtype)[None]
 
 
 @cache

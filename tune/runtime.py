@@ -15,14 +15,18 @@ from targets import machines
 from tune.errors import SetupError, UsageError
 from tune.pins import PINS, check_pins
 
+HOST_MEMORY = (1, 3)  # DLPack's kDLCPU, and kDLCUDAHost: pinned, and the CPU's all the same
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
 
 
 class Network:
     """A loaded network; call it with a batch of images.
 
-    input_shape  (N,H,W,3), RGB, value / 127.5 - 1
-    dtype        of images and logits
+    input_shape  (N,H,W,3), RGB
+    dtype        of the images: floats are value / 127.5 - 1, uint8 is 0 to 255
+
+    One call at a time: a network has one memory for what lies between its layers. To run several at
+    once, load one in each process.
     """
 
     def __init__(self, machine: Any, manifest: dict[str, Any]) -> None:
@@ -35,15 +39,32 @@ class Network:
     def __call__(self, images: Any) -> Array:
         """Logits (N,classes) of `images`, a NumPy array or any DLPack tensor.
 
-        UsageError when they have another shape or dtype than the network was built for.
+        UsageError when they have another shape or dtype than the network was built for, or lie in
+        memory of another device.
         """
         logits: Array = self.run(self.bind(images)).numpy()
         return logits
+
+    def many(self, images: Any) -> Array:
+        """Logits (M,classes) of any number of images (M,H,W,3), a NumPy array.
+
+        They are computed batch after batch, the last one filled up with zeros.
+        """
+        images = np.asarray(images)
+        batch = self.input_shape[0]
+        spare = np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)
+        padded = np.concatenate([images, spare]) if len(spare) else images
+        logits = [self(padded[at : at + batch]) for at in range(0, len(padded), batch)]
+        nothing = np.zeros(
+            (0, *self.manifest["output"]["shape"][1:]), self.manifest["output"]["dtype"]
+        )
+        return np.concatenate([nothing, *logits])[: len(images)]
 
     def bind(self, images: Any) -> Any:
         """`images` as a tensor of TVM's, without a copy where the memory allows."""
         import tvm
 
+        _check_memory(images)
         if isinstance(images, np.ndarray):
             images = np.ascontiguousarray(images)
             aligned = images.ctypes.data % ALIGNMENT == 0 and images.flags.writeable
@@ -57,7 +78,7 @@ class Network:
         if shape != self.input_shape or dtype != self.dtype:
             raise UsageError(
                 f"images are {dtype} {shape}; expected {self.dtype} {self.input_shape}, NHWC; "
-                f"convert them, or build for another --batch, --resolution or --dtype"
+                f"convert them, or build for another --batch, --resolution, --dtype or --input"
             )
         return tensor
 
@@ -69,8 +90,11 @@ class Network:
 def load(path: str | Path, threads: int | None = None) -> Network:
     """The network in the library at `path`, to run on so many threads; the manifest's by default.
 
-    The thread count holds for the process: TVM has one pool, sized when it first works. UsageError
-    when the files are missing or no artifact; SetupError when this machine or TVM cannot run it.
+    The thread count holds for the process: TVM has one pool, sized when it first works. Its threads
+    are bound to cores only when they are all that the machine has: TVM counts cores from the first,
+    where several processes would meet. TVM_BIND_THREADS=0 or 1 decides otherwise.
+    UsageError when the files are missing or no artifact; SetupError when this machine or TVM cannot
+    run it.
     """
     library = Path(path)
     manifest = read_manifest(library)
@@ -79,6 +103,7 @@ def load(path: str | Path, threads: int | None = None) -> Network:
     _check_library(manifest, library)
     count = threads or manifest["threads"]
     os.environ["TVM_NUM_THREADS"] = str(count)
+    os.environ.setdefault("TVM_BIND_THREADS", str(int(count >= (os.cpu_count() or 1))))
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
@@ -110,6 +135,21 @@ def read_manifest(library: Path) -> dict[str, Any]:
             f".so; build it again, or copy both files"
         ) from None
     return manifest
+
+
+def _check_memory(images: Any) -> None:
+    """UsageError when `images` are no tensor, or lie where this CPU cannot read them."""
+    if not hasattr(images, "__dlpack_device__"):
+        raise UsageError(
+            f"images are of type {type(images).__name__}; expected a NumPy array or another "
+            f"tensor that speaks DLPack; convert them with numpy.asarray"
+        )
+    kind, number = images.__dlpack_device__()
+    if kind not in HOST_MEMORY:
+        raise UsageError(
+            f"images lie on device {int(kind)}:{number}, as DLPack counts; expected the memory of "
+            f"this CPU; copy them there, in PyTorch with images.cpu()"
+        )
 
 
 def _check_machine(manifest: dict[str, Any], library: Path) -> None:

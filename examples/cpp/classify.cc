@@ -145,14 +145,16 @@ std::string quoted(const std::string &text)
     return result + '"';
 }
 
-// A photo as the network takes it: bytes as they are, or value / 127.5 - 1.
+// A photo as the network takes it: bytes as they are, or value / 127.5 - 1, of 32 or 16 bits.
 class Image {
 public:
     Image(const Photo &square, const septune::Port &port)
         : bytes_(square.rgb), takes_bytes_(port.dtype == "uint8")
     {
-        for (std::uint8_t byte : bytes_)
+        for (std::uint8_t byte : bytes_) {
             values_.push_back(static_cast<float>(byte) / 127.5f - 1.0f);
+            halves_.push_back(septune::to_float16(values_.back()));
+        }
     }
 
     std::vector<float> logits(septune::Network &network) const
@@ -165,16 +167,23 @@ public:
     {
         std::unique_ptr<void, decltype(&std::free)> memory(
             std::aligned_alloc(64, (port.bytes() + 63) / 64 * 64), &std::free);
-        const void *one = takes_bytes_ ? static_cast<const void *>(bytes_.data()) : values_.data();
         const std::size_t size = port.bytes() / static_cast<std::size_t>(port.shape[0]);
         for (std::size_t at = 0; at < port.bytes(); at += size)
-            std::memcpy(static_cast<char *>(memory.get()) + at, one, size);
+            std::memcpy(static_cast<char *>(memory.get()) + at, data(port), size);
         return memory;
     }
 
 private:
+    const void *data(const septune::Port &port) const
+    {
+        if (takes_bytes_)
+            return bytes_.data();
+        return port.dtype == "float16" ? static_cast<const void *>(halves_.data()) : values_.data();
+    }
+
     std::vector<std::uint8_t> bytes_;
     std::vector<float> values_;
+    std::vector<std::uint16_t> halves_;
     bool takes_bytes_;
 };
 

@@ -69,7 +69,7 @@ public:
              const std::map<std::string, void *> &outputs);
 
     // The output of `count` images, any number: batches follow each other, the last one filled up.
-    // For a network with one input of this type and one output.
+    // For a network with one input and one output, of this type or, with floats, float16.
     std::vector<float> run(const float *images, std::size_t count);
     std::vector<float> run(const std::uint8_t *images, std::size_t count);
 
@@ -79,6 +79,10 @@ private:
     std::vector<float> run_all(const void *images, std::size_t count, const char *dtype);
     std::unique_ptr<State> state_;
 };
+
+// The 16 bits of the nearest float16, and the value that such bits stand for.
+std::uint16_t to_float16(float value);
+float from_float16(std::uint16_t bits);
 
 } // namespace septune
 
@@ -340,24 +344,6 @@ private:
         0xc67178f2};
 };
 
-inline float from_half(std::uint16_t bits)
-{
-    std::uint32_t sign = std::uint32_t(bits & 0x8000) << 16;
-    std::uint32_t exponent = bits >> 10 & 31, fraction = bits & 0x3ff, wide;
-    if (exponent == 31)
-        wide = 0x7f800000 | fraction << 13;
-    else if (exponent)
-        wide = (exponent + 112) << 23 | fraction << 13;
-    else { // a denormal, or zero
-        float small = static_cast<float>(fraction) / 16777216.0f;
-        return sign ? -small : small;
-    }
-    wide |= sign;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-}
-
 // What the artifact is, loaded once and shared by clones.
 struct Artifact {
     std::vector<Port> inputs, outputs;
@@ -562,6 +548,41 @@ Pointer named(const std::map<std::string, Pointer> &given, const std::vector<Por
 
 } // namespace detail
 
+std::uint16_t to_float16(float value)
+{
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) // no number
+        return sign | 0x7e00;
+    if (bits >= 0x477ff000) // rounds to more than the largest
+        return sign | 0x7c00;
+    if (bits < 0x38800000) { // a denormal: its unit is 2**-24, added and taken away by the FPU
+        float magnitude;
+        std::memcpy(&magnitude, &bits, sizeof bits);
+        magnitude += 0.5f; // whose own unit that is
+        std::memcpy(&bits, &magnitude, sizeof bits);
+        return static_cast<std::uint16_t>(sign | (bits - 0x3f000000));
+    }
+    bits += 0xfff + (bits >> 13 & 1); // to nearest, ties to even
+    return static_cast<std::uint16_t>(sign | ((bits - 0x38000000) >> 13));
+}
+
+float from_float16(std::uint16_t half)
+{
+    const bool negative = half & 0x8000;
+    const std::uint32_t exponent = half >> 10 & 31, fraction = half & 0x3ff;
+    float value;
+    if (exponent == 0) {
+        value = static_cast<float>(fraction) / (1 << 24);
+    } else {
+        std::uint32_t bits = (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
+        std::memcpy(&value, &bits, sizeof bits);
+    }
+    return negative ? -value : value;
+}
+
 std::size_t Port::values() const
 {
     std::size_t product = 1;
@@ -653,27 +674,34 @@ std::vector<float> Network::run(const std::uint8_t *images, std::size_t count)
 std::vector<float> Network::run_all(const void *images, std::size_t count, const char *dtype)
 {
     const Port &in = inputs()[0], &out = outputs()[0];
-    if (in.dtype != dtype)
+    const bool narrowed = in.dtype == "float16" && std::string(dtype) == "float32";
+    if (in.dtype != dtype && !narrowed)
         throw Error(std::string("images are ") + dtype + "; expected " + in.dtype +
                     "; convert them, or build with --input " + dtype);
-    auto batch = static_cast<std::size_t>(this->batch());
-    const std::size_t stride = in.bytes() / batch, values = out.values() / batch;
-    const auto *next = static_cast<const unsigned char *>(images);
-    detail::Memory filled, result = detail::aligned(out.bytes());
+    const auto batch = static_cast<std::size_t>(this->batch());
+    const std::size_t values = in.values() / batch, answers = out.values() / batch;
+    const std::size_t size = in.bytes() / in.values();
+    const detail::Memory filled = detail::aligned(in.bytes()), result = detail::aligned(out.bytes());
     std::vector<float> all;
-    all.reserve(count * values);
-    for (std::size_t done = 0; done < count; done += batch, next += batch * stride) {
+    all.reserve(count * answers);
+    for (std::size_t done = 0; done < count; done += batch) {
         const std::size_t held = std::min(batch, count - done);
-        const void *data = next;
-        if (held < batch) {
-            filled = detail::aligned(in.bytes());
+        const void *data = static_cast<const char *>(images) + done * values * size;
+        if (narrowed) {
+            const float *wide = static_cast<const float *>(images) + done * values;
+            if (held < batch)
+                std::memset(filled.get(), 0, in.bytes());
+            std::transform(wide, wide + held * values, static_cast<std::uint16_t *>(filled.get()),
+                           to_float16);
+            data = filled.get();
+        } else if (held < batch) {
             std::memset(filled.get(), 0, in.bytes());
-            data = std::memcpy(filled.get(), next, held * stride);
+            data = std::memcpy(filled.get(), data, held * values * size);
         }
         run({{in.name, data}}, {{out.name, result.get()}});
-        for (std::size_t i = 0; i < held * values; ++i)
+        for (std::size_t i = 0; i < held * answers; ++i)
             all.push_back(out.dtype == "float16"
-                              ? detail::from_half(static_cast<std::uint16_t *>(result.get())[i])
+                              ? from_float16(static_cast<std::uint16_t *>(result.get())[i])
                               : static_cast<float *>(result.get())[i]);
     }
     return all;

@@ -7,6 +7,8 @@
 //                                      the calling thread may use, before and after
 //     together LIBRARY COUNT           differing logits of COUNT clones and of one network, all from
 //                                      threads of their own at once
+//     halves narrow                    float16 of the floats on stdin
+//     halves wide                      floats of the float16 on stdin
 //     square PHOTO SIZE                bytes of what a network of that size looks at
 #define SEPTUNE_IMPLEMENTATION
 #include "septune.hpp"
@@ -114,6 +116,14 @@ void together(septune::Network &network, int count)
     std::cout << differing << " of " << threads.size() << '\n';
 }
 
+template <typename From, typename To> void converted(To (*convert)(From))
+{
+    for (From value; std::cin.read(reinterpret_cast<char *>(&value), sizeof value);) {
+        const To other = convert(value);
+        std::cout.write(reinterpret_cast<const char *>(&other), sizeof other);
+    }
+}
+
 } // namespace
 
 int main(int count, char **words)
@@ -127,6 +137,13 @@ int main(int count, char **words)
             const Photo square = central_square(read_photo(path), number);
             std::cout.write(reinterpret_cast<const char *>(square.rgb.data()),
                             static_cast<std::streamsize>(square.rgb.size()));
+            return 0;
+        }
+        if (what == "halves") {
+            if (path == "narrow")
+                converted(septune::to_float16);
+            else
+                converted(septune::from_float16);
             return 0;
         }
         if (what == "threads") {

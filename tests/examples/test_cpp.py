@@ -170,6 +170,21 @@ def test_clones_and_threads_do_not_disturb_each_other(checks: Path, library: Pat
     assert lines(checks, "together", library, "3") == ["0 of 6"]
 
 
+def test_float16_is_numpys_to_the_last_bit(checks: Path) -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    wide = np.frombuffer(run(checks, "halves", "wide", input=halves.tobytes()).stdout, np.float32)
+    np.testing.assert_array_equal(wide, halves.astype(np.float32))
+    numbers = halves[np.isfinite(halves)].astype(np.float32)
+    ties = numbers[:-1] / 2 + numbers[1:] / 2
+    near = [np.nextafter(ties, np.float32(side), dtype=np.float32) for side in (-np.inf, np.inf)]
+    extremes = np.float32([65519, 65520, 1e38, np.inf, -np.inf, np.nan, 2**-25, 2**-26, 1e-40])
+    x = np.concatenate([wide, ties, *near, extremes])
+    printed = run(checks, "halves", "narrow", input=x.tobytes()).stdout
+    with np.errstate(over="ignore"):
+        expected = x.astype(np.float16)
+    np.testing.assert_array_equal(np.frombuffer(printed, np.float16), expected)
+
+
 DESCRIBED = "the library that its manifest describes"
 REMEDY = "; build it again, or copy both files"
 

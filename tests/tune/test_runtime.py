@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,20 @@ PAIR = MobileNet(alpha=0.25, resolution=32, classes=5, batch=2, variant="torch")
 SEED = 3
 
 
-def built(model: MobileNet, folder: Path) -> Path:
+def built(model: MobileNet, folder: Path, input_dtype: str | None = None) -> Path:
     """A library of `model` with random weights, every layer at its default."""
     library = folder / "net.so"
     log = pipeline.Log(path=folder / "none.jsonl")
-    pipeline.build(model, HOST, log, threads=1, weights=None, seed=SEED, output=library)
+    pipeline.build(
+        model,
+        HOST,
+        log,
+        threads=1,
+        weights=None,
+        seed=SEED,
+        output=library,
+        input_dtype=input_dtype,
+    )
     return library
 
 
@@ -149,13 +159,95 @@ def test_other_images_are_refused(network: Network, x: Any, was: str) -> None:
         network(x)
     assert str(error.value) == (
         f"images are {was}; expected float32 (1, 32, 32, 3), NHWC; "
-        f"convert them, or build for another --batch or --resolution"
+        f"convert them, or build for another --batch, --resolution, --dtype or --input"
     )
+
+
+@pytest.mark.parametrize("model", [MODEL, PAIR], ids=["one", "two"])
+def test_bytes_give_the_logits_of_their_values(model: MobileNet, tmp_path: Path) -> None:
+    """To the last bit: the graph's first step computes what a caller would."""
+    pixels = np.random.default_rng(0).integers(0, 256, model.input_shape, np.uint8)
+    values = pixels.astype(np.float32) / np.float32(127.5) - 1
+    for folder in ("bytes", "values"):
+        (tmp_path / folder).mkdir()
+    bytes_in = load(built(model, tmp_path / "bytes", "uint8"))
+    assert bytes_in.dtype == "uint8"
+    assert bytes_in.manifest["input"]["range"] == "RGB, 0 to 255"
+    expected = load(built(model, tmp_path / "values"))(values)
+    np.testing.assert_array_equal(bytes_in(pixels), expected)
+    np.testing.assert_array_equal(bytes_in(torch.from_numpy(pixels)), expected)
+    with pytest.raises(UsageError, match="images are float32"):
+        bytes_in(values)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_any_number_of_images(tmp_path: Path, count: int) -> None:
+    pair = load(built(PAIR, tmp_path))
+    x = np.random.default_rng(count).uniform(-1, 1, (count, 32, 32, 3)).astype(np.float32)
+    y = pair.many(x)
+    assert (y.shape, y.dtype) == ((count, 5), np.float32)
+    for one, logits in zip(x, y, strict=True):
+        np.testing.assert_array_equal(pair(np.stack([one, one]))[0], logits)
+    with pytest.raises(UsageError, match=r"images are float32 \(2, 32, 32, 1\)"):
+        pair.many(np.zeros((3, 32, 32, 1), np.float32))
+
+
+class Elsewhere:
+    """A tensor in the memory of a GPU."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 1
+
+
+def test_images_of_another_device_are_refused(network: Network) -> None:
+    with pytest.raises(UsageError) as error:
+        network(Elsewhere())
+    assert str(error.value) == (
+        "images lie on device 2:1, as DLPack counts; expected the memory of this CPU; copy them "
+        "there, in PyTorch with images.cpu()"
+    )
+
+
+@pytest.mark.parametrize("images", [None, [[0.0]], "photo.png"], ids=str)
+def test_what_is_no_tensor_is_refused(network: Network, images: Any) -> None:
+    with pytest.raises(UsageError) as error:
+        network(images)
+    assert str(error.value) == (
+        f"images are of type {type(images).__name__}; expected a NumPy array or another tensor "
+        f"that speaks DLPack; convert them with numpy.asarray"
+    )
+
+
+def test_cores_stay_free_unless_all_are_used(library: Path) -> None:
+    """A process that is bound to the first core would meet all others of its kind there."""
+    code = (
+        "import os, sys\n"
+        "from tune.runtime import load\n"
+        "import numpy\n"
+        "before = os.sched_getaffinity(0)\n"
+        "network = load(sys.argv[1], threads=1)\n"
+        "network(numpy.zeros(network.input_shape, 'float32'))\n"
+        "print(os.sched_getaffinity(0) == before, len(before))\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TVM_")}
+    for setting, alone in ({}, True), ({"TVM_BIND_THREADS": "1"}, False):
+        process = subprocess.run(
+            [sys.executable, "-c", code, str(library)],
+            cwd=ROOT,
+            env=kept | setting,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        free, cores = process.stdout.split()
+        assert free == str(alone) or cores == "1"
 
 
 def test_manifest_says_what_the_library_is(library: Path) -> None:
     manifest = json.loads(library.with_suffix(".json").read_text())
     layers = manifest.pop("layers")
+    values = sum(prod(shape) for layer in MODEL.layers for shape in layer.workload.weight_shapes)
+    assert 4 * values <= manifest.pop("weights_bytes") < 4 * values * 1.1
     assert len(manifest.pop("library_sha256")) == len(manifest.pop("weights_sha256")) == 64
     assert manifest == {
         "format": 1,

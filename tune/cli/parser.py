@@ -7,6 +7,7 @@ from pathlib import Path
 from tune.cli import log, verbs
 from tune.cli.arguments import (
     EFFORT_HELP,
+    INPUT_HELP,
     WEIGHTS_HELP,
     Parser,
     board,
@@ -46,6 +47,7 @@ def parser() -> Parser:
 
     build = known.add_parser("build", parents=[machine, network, result], help="write the .so")
     build.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
+    build.add_argument("--input", choices=("float", "uint8"), default="float", help=INPUT_HELP)
     build.add_argument("--require-tuned", action="store_true", help="fail if a layer has no record")
     build.add_argument(
         "--allow-estimates", action="store_true", help="with --require-tuned, count estimates, too"

@@ -57,6 +57,7 @@ def build(options: argparse.Namespace) -> None:
         weights=options.weights,
         seed=options.seed,
         output=options.output,
+        input_dtype="uint8" if options.input == "uint8" else None,
         require_tuned=options.require_tuned,
         allow_estimates=options.allow_estimates,
     )

@@ -34,12 +34,14 @@ def build(
     weights: Path | None,
     seed: int,
     output: Path,
+    input_dtype: str | None = None,
     require_tuned: bool = False,
     allow_estimates: bool = False,
 ) -> dict[str, Any]:
     """Write the library at `output` and its manifest, which is returned. Measures nothing.
 
-    weights  a checkpoint; None takes the ImageNet one where it fits the model, else random ones
+    weights      a checkpoint; None takes the ImageNet one where it fits the model, else random ones
+    input_dtype  of the images: uint8, or None for the model's own
     GateError, naming the layers, when `require_tuned` and some have no record of their own, which
     an estimate is only with `allow_estimates`.
     """
@@ -52,8 +54,18 @@ def build(
     folded = fold(weights_of(model, weights, seed), model)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        compile_network(assemble(choices, folded, target), target, output)
-        description = manifest(model, choices, folded, target, threads, output)
+        module = assemble(choices, folded, target, input_dtype)
+        weights_bytes = compile_network(module, target, output)
+        description = manifest(
+            model,
+            choices,
+            folded,
+            target,
+            threads=threads,
+            library=output,
+            weights_bytes=weights_bytes,
+            input_dtype=input_dtype,
+        )
         write_manifest(description, output)
     except OSError as error:
         raise UsageError(
@@ -81,7 +93,7 @@ def classify(
         else:
             network = stack.enter_context(_board_runner(description, board, key, threads, library))
         for photo in photos:
-            image = images.read(photo, height).astype(description["input"]["dtype"])
+            image = images.read(photo, height, description["input"]["dtype"])
             logits = network(np.repeat(image, batch, axis=0))[0].astype(np.float64)
             odds = np.exp(logits - logits.max())
             probabilities = odds / odds.sum()
