@@ -11,6 +11,7 @@ import numpy as np
 
 from kernels import kernel, kernels_for
 from kernels.reference import Array
+from kernels.tolerance import HALF_TERMS
 from kernels.workload import Conv, Depthwise, Head, Pointwise, Separable, Workload
 from targets import machines
 
@@ -21,6 +22,11 @@ PROBES: tuple[Workload, ...] = (
     Pointwise(N=1, H=9, W=11, Ci=64, Co=40),
     Head(N=1, H=3, W=3, Ci=24, Co=10),
     Separable(N=1, Hi=9, Wi=11, C=24, Co=40, stride=1, pad=(1, 1, 1, 1)),
+)
+# Long enough for a float16 sum to be taken in parts.
+LONG: tuple[Workload, ...] = (
+    Pointwise(N=1, H=9, W=11, Ci=2 * HALF_TERMS, Co=40),
+    Separable(N=1, Hi=9, Wi=11, C=2 * HALF_TERMS, Co=40, stride=1, pad=(1, 1, 1, 1)),
 )
 PROBE_DEVICES = {"x86": "x86-64-v3", "arm64": "cortex-a76"}
 
@@ -36,7 +42,8 @@ def version(name: str, kind: str, dtype: str) -> str:
     """
     target = machines(kind).DEVICES[PROBE_DEVICES[kind]]
     digest = hashlib.sha256()
-    for probe in (replace(probe, dtype=dtype) for probe in PROBES):
+    probes = PROBES + LONG * (dtype == "float16")
+    for probe in (replace(probe, dtype=dtype) for probe in probes):
         if name in kernels_for(probe, target):
             configs = list(kernel(name).space(probe, target))
             for config in (configs[0], configs[len(configs) // 2], configs[-1]):

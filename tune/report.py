@@ -114,6 +114,29 @@ def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
     return f"{table}\nall layers: {total_s * 1e3:.2f} {large}"
 
 
+def plan_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of `pipeline.explain` as lines: one a choice, and the sum of what is known."""
+    small, large = _units({row["estimator"] for row in rows if row["time_s"]} or {None})
+    lines = [("layer", "kernel", "config", "why", small, "% of peak", "because")]
+    for row in rows:
+        took = share = because = ""
+        if row["time_s"] is not None:
+            took = f"{row['time_s'] * 1e6:.1f}"
+            share = f"{row['flops'] / row['time_s'] / row['peak_flops']:.0%}"
+        if row["fused_s"] is not None:
+            apart, fused = (f"{row[way] * 1e6:.1f} {small}" for way in ("apart_s", "fused_s"))
+            because = f"{fused} in one, {apart} apart"
+        config = " ".join(f"{name}={value}" for name, value in row["config"].items())
+        lines.append((row["name"], row["kernel"], config, row["why"], took, share, because))
+    table = _aligned(lines, left=4)
+    codes = {row["workload"]: row["code"] for row in rows if row["code"] is not None}
+    table += [f"{workload}: {code}" for workload, code in codes.items()]
+    known = [row["time_s"] for row in rows if row["time_s"] is not None]
+    if len(known) == len(rows):
+        table.append(f"all layers: {sum(known) * 1e3:.2f} {large}")
+    return "\n".join(table)
+
+
 def progress_line(event: Any) -> str:
     """A `pipeline.Progress` as a line: what was measured, the best of its workload, time left."""
     record = event.record

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,9 @@ from kernels.workload import Pointwise
 from targets import arm64, x86
 from targets.target import Endpoint
 from tune.errors import SetupError, UsageError
+from tune.mobilenet import Layer
+from tune.pipeline import Log, Site, tune
+from tune.pipeline.tuning import FINALISTS
 from tune.runners.board import Board, Patience
 from tune.runners.builders import Builders
 from tune.runners.candidate import Candidate
@@ -295,21 +297,23 @@ def test_candidate_misbehaves(
     assert outcomes[str(fresh[1].config)].checked
 
 
-def test_twenty_kills_cost_no_record(server: Server) -> None:
+def test_twenty_kills_cost_no_record(server: Server, tmp_path: Path) -> None:
     """The server is killed after each record, while the next candidate is under way."""
-    seen: list[Outcome] = []
-    kills = 0
-    with RpcRunner(TARGET, server.endpoint, threads=1, builders=2, patience=PATIENCE) as runner:
-        for batch in (configs(24)[first : first + 8] for first in range(0, 24, 8)):
-            for outcome in runner.measure(WORKLOAD, KERNEL, batch):
-                seen.append(outcome)
-                if kills < 20:
-                    server.kill()
-                    kills += 1
-                    server.start()
-    assert kills == 20
-    assert Counter(str(one.config) for one in seen) == Counter(map(str, configs(24)))
-    assert [one.error for one in seen] == [None] * 24
+    log = Log(path=tmp_path / "log.jsonl")
+    layers = [Layer(name="block.pointwise", workload=WORKLOAD)]
+    site = Site(endpoint=server.endpoint, threads=1)
+    seen = []
+    for event in tune(layers, TARGET, log, site=site, trials=24, kernels=[KERNEL]):
+        seen.append(event.record)
+        if len(seen) <= 20:
+            server.kill()
+            server.start()
+    assert log.records() == tuple(seen)
+    trials = [record for record in seen if record.stage == "trial"]
+    assert len({str(record.config) for record in trials}) == len(trials) == 24
+    assert [record.error for record in seen if record.error] == []
+    finals = [record for record in seen if record.stage == "final"]
+    assert len(finals) == FINALISTS
 
 
 def test_board_that_stays_away_ends_the_run(

@@ -55,6 +55,12 @@ def parser() -> Parser:
     build.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.so")
     build.set_defaults(verb=verbs.build)
 
+    explain = known.add_parser(
+        "explain", parents=[machine, network, result], help="why each layer is computed as it is"
+    )
+    explain.add_argument("--code", action="store_true", help="and what its code consists of")
+    explain.set_defaults(verb=verbs.explain)
+
     classify = known.add_parser("classify", parents=[board()], help="name what is on photos")
     classify.add_argument("--lib", type=Path, required=True, metavar="FILE.so")
     classify.add_argument("--threads", type=count, metavar="N", help="default: as built")

@@ -66,6 +66,22 @@ def build(options: argparse.Namespace) -> None:
     write_json(options, manifest)
 
 
+def explain(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report import plan_table
+
+    target = target_of(options)
+    rows = pipeline.explain(
+        model_of(options),
+        target,
+        pipeline.Log.at(options.log, target),
+        threads=threads_of(options),
+        code=options.code,
+    )
+    print(plan_table(rows))
+    write_json(options, rows)
+
+
 def classify(options: argparse.Namespace) -> None:
     from tune import pipeline
 

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from tune.pipeline.building import build, classify
 from tune.pipeline.comparing import bench
+from tune.pipeline.explaining import explain
 from tune.pipeline.records import Log, show, winners
 from tune.pipeline.tuning import Progress, Site, tune
 
-__all__ = ["Log", "Progress", "Site", "bench", "build", "classify", "show", "tune", "winners"]
+__all__ = [
+    "Log",
+    "Progress",
+    "Site",
+    "bench",
+    "build",
+    "classify",
+    "explain",
+    "show",
+    "tune",
+    "winners",
+]

@@ -1,0 +1,64 @@
+"""Why each layer is computed as it is: the plan in rows, with its numbers and its code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from targets import machines
+from tune import cli
+from tune.errors import UsageError
+from tune.mobilenet import MobileNet
+from tune.pipeline import Log, explain
+
+MODEL = MobileNet(alpha=0.25, resolution=32, classes=10, body="shallow")
+ARM = machines("arm64").DEVICES["cortex-a76"]
+
+
+def test_a_row_a_layer_and_no_time_that_is_not_known(tmp_path: Path) -> None:
+    log = Log(path=tmp_path / "empty.jsonl")
+    rows = explain(MODEL, ARM, log, threads=1, code=False)
+    assert [row["name"] for row in rows] == [layer.name for layer in MODEL.layers]
+    for row, layer in zip(rows, MODEL.layers, strict=True):
+        assert (row["workload"], row["why"]) == (layer.workload.key, "default")
+        assert row["time_s"] is row["code"] is row["apart_s"] is None
+
+
+@pytest.mark.slow
+def test_the_pointwise_loops_of_the_committed_log_are_nearly_all_multiply_adds() -> None:
+    """Of the configs that a cortex-a76 gets: at least 90 % of what the model can start."""
+    if shutil.which("llvm-mca-19") is None and os.environ.get("CI") != "true":
+        pytest.skip("the pipeline model needs llvm-mca")
+    rows = explain(MobileNet(), ARM, Log.at(None, ARM), threads=1, code=True)
+    shares = {
+        row["workload"]: float(row["code"].split("%")[0].split()[-1])
+        for row in rows
+        if row["workload"].startswith("pointwise")
+    }
+    assert len(shares) == 9
+    assert {key: share for key, share in shares.items() if share < 90} == {}
+
+
+def test_code_that_cannot_be_explained(tmp_path: Path) -> None:
+    x86 = machines("x86").DEVICES["x86-64-v3"]
+    with pytest.raises(UsageError, match="the code of x86-64-v3 is not explained; expected"):
+        explain(MODEL, x86, Log(path=tmp_path / "empty.jsonl"), threads=1, code=True)
+
+
+def test_command_prints_the_committed_plan(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.json"
+    device = ["--target", "x86", "--device", "znver4", "--threads", "2"]
+    assert cli.main(["explain", *device, "--json", str(path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    rows = json.loads(path.read_text())
+    assert printed[0].split()[:5] == ["layer", "kernel", "config", "why", "µs"]
+    assert [line.split()[0] for line in printed[1 : len(rows) + 1]] == [r["name"] for r in rows]
+    assert printed[len(rows) + 1].startswith("all layers: ")
+    for line, row in zip(printed[1:], rows, strict=False):
+        assert f"{row['time_s'] * 1e6:.1f}" in line

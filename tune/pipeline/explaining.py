@@ -1,0 +1,71 @@
+"""Records in, and why each layer is computed as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernels import kernel
+from kernels.workload import Workload, flops
+from targets.target import Target
+from tune import mca
+from tune.errors import UsageError
+from tune.mobilenet import MobileNet
+from tune.pins import check_pins
+from tune.pipeline.records import Log
+from tune.plan import Choice, plan
+
+
+def explain(
+    model: MobileNet, target: Target, log: Log, *, threads: int, code: bool
+) -> list[dict[str, Any]]:
+    """One row a choice of the plan: what computes it, why, how fast, and what else was known.
+
+    code  also build each kernel and say what its code asks of the machine; for arm64 the hottest
+          loop by llvm-mca. UsageError where we know no such thing, SetupError without the tool.
+    """
+    check_pins()
+    if code and target.kind not in READERS:
+        raise UsageError(
+            f"the code of {target.device} is not explained; expected a target among "
+            f"{', '.join(READERS)}; leave --code out"
+        )
+    read = READERS[target.kind] if code else None
+    found: dict[Workload, str] = {}
+    rows = []
+    for choice in plan(model.layers, log.records(), target, threads):
+        if read is not None and choice.workload not in found:
+            found[choice.workload] = read(choice, target)
+        rows.append(
+            {
+                "name": choice.name,
+                "workload": choice.workload.key,
+                "kernel": choice.kernel,
+                "config": choice.config,
+                "why": choice.why,
+                "estimator": choice.record and choice.record.estimator,
+                "time_s": choice.time_s,
+                "flops": flops(choice.workload),
+                "peak_flops": choice.record and choice.record.peak_flops,
+                "apart_s": choice.apart_s,
+                "fused_s": choice.fused_s,
+                "code": found.get(choice.workload),
+            }
+        )
+    return rows
+
+
+def _hot_loop(choice: Choice, target: Target) -> str:
+    """What the hottest loop consists of, and how near the model's multiply-add throughput it is."""
+    import tvm
+
+    lowered = kernel(choice.kernel).lower(choice.workload, choice.config, target)
+    assembly = tvm.compile(lowered, target=target.tvm()).mod.inspect_source("asm")
+    loop = mca.hot_loop(assembly, target)
+    return (
+        f"{loop.multiply_adds} fmla of {loop.instructions} instructions in {loop.cycles:.0f} "
+        f"cycles, {loop.share:.0%} of what the model of {loop.core} can start"
+    )
+
+
+# Kind of machine -> what tells of a choice's code.
+READERS = {"arm64": _hot_loop}
