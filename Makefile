@@ -36,7 +36,7 @@ $(VENV)/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { \
 	  echo "$(PYTHON) cannot make a virtual environment; expected its venv module;" \
 	       "install it, on Debian as root: apt-get install python3-venv" >&2; exit 3; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,peers,dev,arm64]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,peers,dev,arm64,cuda]'
 	touch $@
 
 clean:
