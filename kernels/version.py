@@ -28,7 +28,7 @@ LONG: tuple[Workload, ...] = (
     Pointwise(N=1, H=9, W=11, Ci=2 * HALF_TERMS, Co=40),
     Separable(N=1, Hi=9, Wi=11, C=2 * HALF_TERMS, Co=40, stride=1, pad=(1, 1, 1, 1)),
 )
-PROBE_DEVICES = {"x86": "x86-64-v3", "arm64": "cortex-a76"}
+PROBE_DEVICES = {"x86": "x86-64-v3", "arm64": "cortex-a76", "cuda": "sm_90"}
 
 
 @cache

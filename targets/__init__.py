@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 # Kind of machine -> the module that knows its devices; loaded on first use.
-TARGETS = {"x86": "targets.x86", "arm64": "targets.arm64"}
+TARGETS = {"x86": "targets.x86", "arm64": "targets.arm64", "cuda": "targets.cuda"}
 
 
 def machines(kind: str) -> Any:
