@@ -24,6 +24,13 @@ WHYS = {
     "default": "never measured anywhere; tune to make these layers fast",
 }
 
+# How dense multiply-adds are done.
+MATHS = {
+    "f16": "float16 on tensor cores",
+    "tf32": "TF32 on tensor cores",
+    "f32": "float32 on CUDA cores",
+}
+
 
 def comparison_table(comparison: dict[str, Any]) -> str:
     """A stored `bench.Comparison` as lines: conditions, one row a contender, who is absent.
@@ -84,7 +91,7 @@ def _units(estimators: set[str | None]) -> tuple[str, str]:
     if len(estimators) > 1:
         return "µs or k", "ms or M"
     (estimator,) = estimators
-    counted = {None: None, "instructions": "instructions", "mca": "cycles"}[estimator]
+    counted = {"instructions": "instructions", "mca": "cycles"}.get(estimator or "")
     return ("µs", "ms") if counted is None else (f"k {counted}", f"M {counted}")
 
 
@@ -155,21 +162,88 @@ def findings_table(findings: Sequence[Any]) -> str:
     return "\n".join(_aligned(rows, left=2))
 
 
-def devices_table(devices: Sequence[Any]) -> str:
-    """`targets.Target`s as lines: what schedules are sized by."""
-    head = ("kind", "device", "vector bits", "registers", "L1 KiB", "L2 KiB")
+def roofline_table(result: dict[str, Any]) -> str:
+    """A `pipeline.roofline` as lines: conditions, one row a distinct kernel, the sums."""
+    tensor = result["tensor_flops"]
+    node_s = result["node_s"]
+    lines = [
+        f"{result['model']}, batch {result['batch']}, {result['dtype']}, {result['device']} by its "
+        f"datasheet: {result['memory_bytes_per_s'] / 1e12:.2f} TB/s, "
+        f"{result['fp32_flops'] / 1e12:.1f} TFLOP/s on CUDA cores, on tensor cores "
+        f"{tensor['f16'] / 1e12:.1f} in float16 and {tensor['tf32'] / 1e12:.1f} in TF32",
+        "a model: no GPU has measured any of this",
+        "",
+    ]
+    head = ("kernel of", "layers", "MB", "GFLOP", "bound by", "floor µs", "predicted µs")
     rows = [
         (
-            device.kind,
-            device.device,
-            str(device.limits.vector_bits),
-            str(device.limits.vector_registers),
-            str(device.limits.l1_bytes // 1024),
-            str(device.limits.l2_bytes // 1024),
+            row["workload"],
+            str(row["layers"]),
+            f"{row['moved_bytes'] / 1e6:.2f}",
+            f"{row['flops'] / 1e9:.2f}",
+            row["bound"],
+            f"{row['floor_s'] * 1e6:.2f}",
+            "" if row["predicted_s"] is None else f"{row['predicted_s'] * 1e6:.2f}",
         )
-        for device in devices
+        for row in result["kernels"]
     ]
-    return "\n".join(_aligned([head, *rows], left=2))
+    lines += [*_aligned([head, *rows], left=1), ""]
+    sums = ("network", "math", "kernels", "floor µs", f"+ {node_s * 1e6:g} µs each", "predicted µs")
+    totals = [
+        (
+            total["kind"],
+            MATHS[total["math"]],
+            str(total["kernels"]),
+            f"{total['floor_s'] * 1e6:.1f}",
+            f"{(total['floor_s'] + total['kernels'] * node_s) * 1e6:.1f}",
+            "" if total["predicted_s"] is None else f"{total['predicted_s'] * 1e6:.1f}",
+        )
+        for total in result["totals"]
+    ]
+    lines += _aligned([sums, *totals], left=2)
+    lines.append(
+        f"+ {node_s * 1e6:g} µs each: what a kernel costs in a CUDA graph, assumed, and a part of "
+        f"predictions"
+    )
+    return "\n".join(lines)
+
+
+def devices_table(devices: Sequence[Any]) -> str:
+    """`targets.Target`s as lines: what schedules are sized by, CPUs apart from GPUs."""
+    cpus: list[tuple[str, ...]] = [
+        ("kind", "device", "vector bits", "registers", "L1 KiB", "L2 KiB")
+    ]
+    gpus: list[tuple[str, ...]] = [
+        ("kind", "device", "architecture", "SMs", "shared KiB", "L2 MiB", "GB/s", "f16 TFLOP/s")
+    ]
+    for device in dict.fromkeys(devices):
+        limits = device.limits
+        if device.kind == "cuda":
+            gpus.append(
+                (
+                    device.kind,
+                    device.device,
+                    limits.arch,
+                    str(limits.sms),
+                    str(limits.shared_per_sm_bytes // 1024),
+                    f"{limits.l2_bytes / 1024**2:g}",
+                    f"{limits.memory_bytes_per_s / 1e9:g}",
+                    f"{limits.tensor_f16_flops / 1e12:g}",
+                )
+            )
+        else:
+            cpus.append(
+                (
+                    device.kind,
+                    device.device,
+                    str(limits.vector_bits),
+                    str(limits.vector_registers),
+                    str(limits.l1_bytes // 1024),
+                    str(limits.l2_bytes // 1024),
+                )
+            )
+    tables = [_aligned(cpus, left=2), _aligned(gpus, left=3)]
+    return "\n".join(line for table in tables if len(table) > 1 for line in [*table, ""]).rstrip()
 
 
 def plan_summary(manifest: dict[str, Any]) -> str:

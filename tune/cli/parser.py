@@ -85,6 +85,15 @@ def parser() -> Parser:
     model.add_argument("--body", choices=("separable", "full", "shallow"), default="separable")
     model.set_defaults(verb=verbs.show_model)
 
+    roofline = known.add_parser(
+        "roofline", parents=[network, result], help="the least time on a GPU, by its datasheet"
+    )
+    roofline.add_argument("--device", metavar="NAME", help="a known GPU; default: this machine's")
+    roofline.add_argument(
+        "--log", type=Path, metavar="PATH", help="its estimates stand beside the floors"
+    )
+    roofline.set_defaults(verb=verbs.roofline, target="cuda", rpc=None)
+
     doctor = known.add_parser("doctor", help="what this machine has of the tools needed")
     doctor.set_defaults(verb=verbs.doctor)
 

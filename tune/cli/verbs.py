@@ -120,6 +120,16 @@ def show_model(options: argparse.Namespace) -> None:
     print(model_table(model_of(options)))
 
 
+def roofline(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report import roofline_table
+
+    target = target_of(options)
+    result = pipeline.roofline(model_of(options), target, pipeline.Log.at(options.log, target))
+    print(roofline_table(result))
+    write_json(options, result)
+
+
 def doctor(options: argparse.Namespace) -> None:
     from tune.doctor import examine
     from tune.report import findings_table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tune.pipeline.building import build, classify
 from tune.pipeline.comparing import bench
 from tune.pipeline.explaining import explain
+from tune.pipeline.modelling import roofline
 from tune.pipeline.records import Log, show, winners
 from tune.pipeline.tuning import Progress, Site, tune
 
@@ -16,6 +17,7 @@ __all__ = [
     "build",
     "classify",
     "explain",
+    "roofline",
     "show",
     "tune",
     "winners",
