@@ -24,7 +24,10 @@ from tune.errors import LogError
 
 FORMAT = 1
 STAGES = ("trial", "final")
-ESTIMATORS = ("instructions", "mca")  # the one that knows more first
+ESTIMATORS = ("instructions", "mca", "roofline")  # of a kind of machine, those that know more first
+# These run nothing, so that there is no output to compare: their records are not `checked`, and are
+# estimates all the same.
+MODELS = ("roofline",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,7 @@ class Record:
     seconds     samples of its time; none when it failed
     apart_s     median seconds of the two layers that it replaces, timed in turn with it
     error       why it failed, its kind first: invalid, compile, run, timeout or wrong
-    checked     its output was compared with the reference and held
+    checked     its output was compared with the reference and held; never so by a model
     estimator   what guessed the time; None when it was measured
     peak_flops  multiply-add peak of the threads used, measured in the same run, FLOP/s
     protocol    the rules by which the time was taken
@@ -161,8 +164,7 @@ def best(
         and record.threads == threads
         and versions.get(record.kernel) == record.kernel_version
         and record.estimator == estimator
-        and record.checked
-        and record.seconds
+        and _counts(record)
     ]
     finals = [record for record in usable if record.stage == "final"]
     pools = _pools(finals or usable)
@@ -186,9 +188,14 @@ def history(records: Iterable[Record]) -> list[tuple[Config, float | None]]:
     pools = _pools(record for record in records if record.stage == "trial")
     entries: list[tuple[Config, float | None]] = []
     for pool in pools.values():
-        sound = [record for record in pool if record.checked and record.seconds]
+        sound = [record for record in pool if _counts(record)]
         entries.append((pool[0].config, _pooled_s(sound) if sound else None))
     return entries
+
+
+def _counts(record: Record) -> bool:
+    """Whether it is a time of what gave the right answer, or a model's that asked for none."""
+    return bool(record.seconds) and (record.checked or record.estimator in MODELS)
 
 
 def _pools(records: Iterable[Record]) -> dict[str, list[Record]]:

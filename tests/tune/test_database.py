@@ -284,6 +284,18 @@ def test_best_uses_nothing_from_elsewhere(other: dict[str, object]) -> None:
     assert winner([faster]) is None
 
 
+def test_only_a_model_needs_no_right_answer() -> None:
+    """It runs nothing. An estimate from running the code counts when the answer was right."""
+    place = {"workload": RECORD.workload, "target": "x86", "device": "znver3", "threads": 1}
+    versions = {RECORD.kernel: RECORD.kernel_version}
+    for estimator, counts in (("roofline", True), ("mca", False)):
+        unchecked = replace(RECORD, estimator=estimator, checked=False)
+        found = best([unchecked], versions=versions, estimator=estimator, **place)  # type: ignore[arg-type]
+        assert (found is not None) is counts
+        assert history([unchecked]) == [(RECORD.config, 0.002 if counts else None)]
+        assert winner([unchecked]) is None
+
+
 rivals = st.builds(
     lambda block, seconds, stage, when: measured(block, *seconds, stage=stage, when=when),
     block=st.integers(1, 3),

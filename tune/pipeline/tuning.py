@@ -18,7 +18,7 @@ from kernels.workload import Workload, flops, parse
 from targets import machines
 from targets.target import Endpoint, Target
 from tune import database
-from tune.database import Record
+from tune.database import MODELS, Record
 from tune.errors import SetupError, UsageError
 from tune.mobilenet import Layer
 from tune.pins import PINS, check_pins
@@ -180,6 +180,15 @@ def runner_at(site: Site, target: Target) -> Runner:
     """What measures there. SetupError when code for `target` cannot run there."""
     cores = os.cpu_count() or 1
     if site.estimator is not None:
+        if (site.estimator in MODELS) is not (target.kind == "cuda"):
+            raise UsageError(
+                f"estimator {site.estimator!r} does not judge code for {target.kind}; expected "
+                f"{', '.join(MODELS)} for cuda, the others for CPUs; choose another --estimator"
+            )
+        if site.estimator in MODELS:
+            from tune.runners.roofline import RooflineRunner
+
+            return RooflineRunner(target, workers=cores)
         from tune.runners.estimate import EstimateRunner
 
         return EstimateRunner(target, workers=cores, estimator=site.estimator)
