@@ -1,0 +1,90 @@
+"""Triton's compiler without a GPU or a driver: a launch in, its machine code out.
+
+Facts that Triton finds out about the arguments of a launch are given here: every pointer is a
+multiple of 16 bytes, without which there are no wide loads. Triton puts two pointers to scratch
+memory of its own behind a function's parameters; our kernels use neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.triton.call import Call, Launch
+from targets.target import Target
+
+POINTERS = {"float32": "*fp32", "float16": "*fp16"}
+WARP = 32
+ALIGNED = (("tt.divisibility", 16),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binary:
+    """A launch compiled for one architecture: all that a driver needs to know.
+
+    name          of the function in the cubin
+    tensors       what its pointers point to; two more that are null come behind them
+    shared_bytes  of dynamic shared memory
+    """
+
+    name: str
+    cubin: bytes
+    arch: str
+    tensors: tuple[str, ...]
+    programs: int
+    threads: int
+    shared_bytes: int
+
+
+def compile_call(call: Call, target: Target) -> tuple[Binary, ...]:
+    """The machine code of each launch.
+
+    ValueError when one needs more shared memory than a block of the target can have. What Triton
+    raises passes through: to the tuner, a candidate that does not compile is a result.
+    """
+    return tuple(_compiled(launch, call.dtypes, target) for launch in call.launches)
+
+
+def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Binary:
+    arch = target.gpu.arch
+    made = triton.compile(
+        _source(launch, dtypes),
+        target=GPUTarget("cuda", int(arch.removeprefix("sm_")), WARP),
+        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+    )
+    allowed = target.gpu.shared_per_block_bytes
+    if made.metadata.shared > allowed:
+        raise ValueError(
+            f"{launch.kernel.__name__} asks for {made.metadata.shared} bytes of shared memory; "
+            f"expected at most {allowed} on {arch}; take smaller blocks or fewer stages"
+        )
+    return Binary(
+        name=made.metadata.name,
+        cubin=made.asm["cubin"],
+        arch=arch,
+        tensors=launch.tensors,
+        programs=launch.programs,
+        # Not launch.num_warps: what Triton adds for itself counts, too.
+        threads=WARP * made.metadata.num_warps,
+        shared_bytes=made.metadata.shared,
+    )
+
+
+def _source(launch: Launch, dtypes: Mapping[str, str]) -> ASTSource:
+    """The function under the launch's own name, because one library holds many."""
+    name = launch.name(dtypes)
+    named = triton.jit(launch.kernel.fn, repr=lambda _: name)
+    pointers = dict(zip(named.arg_names, launch.tensors, strict=False))
+    return ASTSource(
+        fn=named,
+        signature={
+            parameter: POINTERS[dtypes[pointers[parameter]]] if parameter in pointers else "constexpr"
+            for parameter in named.arg_names
+        },
+        constexprs=dict(launch.constants),
+        attrs={(index,): [list(fact) for fact in ALIGNED] for index in range(len(pointers))},
+    )

@@ -1,0 +1,241 @@
+"""Depthwise convolution, NHWC, Triton.
+
+Maths   y[n,ho,wo,c] = act(bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*stride+kw-left, c]
+                                                 * wt[kh,kw,c])
+        x outside the image reads as 0.
+Shapes  x (N,Hi,Wi,C)  wt (K,K,C)  bias (C,)  y (N,Ho,Wo,C); wt and bias padded to whole blocks
+Types   storage workload.dtype, bias and accumulation float32.
+Tiling  One program computes BLOCK_HO * ROWS rows x BLOCK_WO columns x BLOCK_C channels of one
+        image. A thread has ROWS rows of one or a few columns, one below the other: rows of the
+        input under several of them are loaded once. Its loads are of BLOCK_HO * BLOCK_WO * BLOCK_C
+        / threads channels, at most 16 bytes: the tile and the warps decide how wide.
+Limits  one filter a channel, no dilation; windows up to 7x7, because taps are unrolled; less than 2**30 elements an image.
+Source  own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from triton import language as tl
+
+from kernels.reference import Array
+from kernels.space import Config, Constraint, Knob, Space
+from kernels.triton.call import Call, Launch, Tensor
+from kernels.triton.tile import (
+    MOST_ELEMENTS,
+    MOST_SUMS,
+    MOST_WINDOW,
+    WARP,
+    WIDEST_BYTES,
+    activate,
+    blocks,
+    choices,
+    cover,
+    nearest,
+    padded,
+)
+from kernels.workload import ITEM_BYTES, Depthwise, Workload
+from targets.target import Target
+
+TILE = ("BLOCK_HO", "BLOCK_WO", "BLOCK_C", "ROWS")
+NUM_WARPS = (1, 2, 4, 8)
+
+
+def supports(workload: Workload, target: Target) -> bool:
+    return (
+        isinstance(workload, Depthwise)
+        and target.kind == "cuda"
+        and workload.K <= MOST_WINDOW
+        and workload.Hi * workload.Wi * workload.C < MOST_ELEMENTS
+    )
+
+
+def space(workload: Depthwise, target: Target) -> Space:
+    """Tiles of which a thread has a few elements, in enough programs to keep the SMs busy."""
+    sms = target.gpu.sms
+    channels = choices((16, 32, 64, 128), workload.C, least=16)[-3:]
+    columns = choices((1, 2, 4, 8, 16), workload.Wo)
+    heights = choices((1, 2, 4), workload.Ho)
+    rows = choices((1, 2, 4), workload.Ho)
+    finest: Config = {"BLOCK_HO": 1, "BLOCK_WO": 1, "BLOCK_C": channels[0], "ROWS": 1}
+    fill = min(sms, _programs(workload, finest)) // 4
+    default = _default(workload, sms, (heights, columns, channels, rows))
+
+    def elements(config: Config) -> float:
+        """That a thread has of one row."""
+        pixels = int(config["BLOCK_HO"]) * int(config["BLOCK_WO"])
+        return pixels * int(config["BLOCK_C"]) / (WARP * int(config["NUM_WARPS"]))
+
+    def registers(config: Config) -> float:
+        """Sums, and the taps of the channels that a thread loads at once."""
+        wide = min(elements(config), WIDEST_BYTES / ITEM_BYTES[workload.dtype])
+        return elements(config) * int(config["ROWS"]) + wide * min(workload.K**2, 9)
+
+    def worthwhile(config: Config) -> bool:
+        """Narrow loads only where wide ones would leave SMs idle."""
+        if elements(config) >= WIDEST_BYTES / ITEM_BYTES[workload.dtype]:
+            return True
+        few = _programs(workload, config) < 8 * sms
+        return few and (elements(config) >= 2 or config["NUM_WARPS"] == NUM_WARPS[0])
+
+    return Space(
+        knobs=(
+            Knob("BLOCK_HO", heights, default["BLOCK_HO"]),
+            Knob("BLOCK_WO", columns, default["BLOCK_WO"]),
+            Knob("BLOCK_C", channels, default["BLOCK_C"]),
+            Knob("ROWS", rows, default["ROWS"]),
+            Knob("ORDER", ("channels", "pixels"), "channels"),
+            Knob("NUM_WARPS", NUM_WARPS, 4),
+        ),
+        constraints=(
+            Constraint("a thread has few elements", lambda c: elements(c) <= 32),
+            Constraint("loads are wide or programs few", worthwhile),
+            Constraint("sums and taps fit registers", lambda c: registers(c) <= MOST_SUMS),
+            # Else Triton loads the taps in another layout than the pixels', and moves them through
+            # shared memory, each one behind a barrier of its own.
+            Constraint(
+                "taps load as pixels do", lambda c: int(c["BLOCK_C"]) < WARP * int(c["NUM_WARPS"])
+            ),
+            Constraint("a quarter of the SMs has work", lambda c: _programs(workload, c) >= fill),
+            Constraint(
+                "rows overrun by less than a half",
+                lambda c: int(c["BLOCK_HO"]) * int(c["ROWS"]) < 2 * cover(workload.Ho),
+            ),
+            Constraint(
+                "order matters between blocks of channels",
+                lambda c: c["ORDER"] == "channels" or int(c["BLOCK_C"]) < workload.C,
+            ),
+        ),
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _depthwise(
+    x: Any,
+    wt: Any,
+    bias: Any,
+    y: Any,
+    Hi: tl.constexpr,
+    Wi: tl.constexpr,
+    Ho: tl.constexpr,
+    Wo: tl.constexpr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    stride: tl.constexpr,
+    top: tl.constexpr,
+    left: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_HO: tl.constexpr,
+    BLOCK_WO: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr,
+    ORDER: tl.constexpr,
+) -> None:
+    BLOCKS_HO: tl.constexpr = tl.cdiv(Ho, BLOCK_HO * ROWS)
+    BLOCKS_WO: tl.constexpr = tl.cdiv(Wo, BLOCK_WO)
+    BLOCKS_C: tl.constexpr = tl.cdiv(C, BLOCK_C)
+    block = tl.program_id(0)
+    if ORDER == "channels":
+        block_c = block % BLOCKS_C
+        tile = block // BLOCKS_C
+    else:
+        tile = block % (tl.num_programs(0) // BLOCKS_C)
+        block_c = block // (tl.num_programs(0) // BLOCKS_C)
+
+    pixel = tl.arange(0, BLOCK_HO * BLOCK_WO)  # (BLOCK_HO*BLOCK_WO,), as all of these
+    wo = tile % BLOCKS_WO * BLOCK_WO + pixel % BLOCK_WO
+    ho = (tile // BLOCKS_WO % BLOCKS_HO * BLOCK_HO + pixel // BLOCK_WO) * ROWS
+    n = (tile // (BLOCKS_WO * BLOCKS_HO)).to(tl.int64)
+    c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)  # (BLOCK_C,)
+    inside_c = (c < C)[None, :]
+    image = x + n * (Hi * Wi * C)
+
+    # Every load stands before the first store: with none between them the compiler takes the loads
+    # of a row that two outputs need for one.
+    rows = ()
+    for row in tl.static_range(ROWS):
+        acc = tl.zeros((BLOCK_HO * BLOCK_WO, BLOCK_C), tl.float32)
+        for kh in tl.static_range(K):
+            h = ho * stride - top + (row * stride + kh)
+            for kw in tl.static_range(K):
+                w = wo * stride - left + kw
+                inside = ((h >= 0) & (h < Hi) & (w >= 0) & (w < Wi))[:, None] & inside_c
+                at = ((h * Wi + w) * C)[:, None] + c[None, :]
+                value = tl.load(image + at, mask=inside, other=0.0)  # (BLOCK_HO*BLOCK_WO, BLOCK_C)
+                tap = tl.load(wt + (kh * K + kw) * (BLOCKS_C * BLOCK_C) + c)  # (BLOCK_C,)
+                acc += value.to(tl.float32) * tap.to(tl.float32)[None, :]
+        rows = (*rows, activate(acc + tl.load(bias + c)[None, :], ACTIVATION))
+
+    image = y + n * (Ho * Wo * C)
+    for row in tl.static_range(ROWS):
+        inside = ((ho + row < Ho) & (wo < Wo))[:, None] & inside_c
+        at = (((ho + row) * Wo + wo) * C)[:, None] + c[None, :]
+        tl.store(image + at, rows[row].to(y.dtype.element_ty), mask=inside)
+
+
+def call(workload: Depthwise, config: Config, target: Target) -> Call:
+    """One launch."""
+    channels = blocks(workload.C, int(config["BLOCK_C"])) * int(config["BLOCK_C"])
+    dtype = workload.dtype
+    return Call(
+        arguments=(
+            Tensor(name="x", shape=workload.x_shape, dtype=dtype),
+            Tensor(name="wt", shape=(workload.K, workload.K, channels), dtype=dtype),
+            Tensor(name="bias", shape=(channels,), dtype="float32"),
+            Tensor(name="y", shape=workload.y_shape, dtype=dtype),
+        ),
+        launches=(
+            Launch(
+                kernel=_depthwise,
+                tensors=("x", "wt", "bias", "y"),
+                constants={
+                    "Hi": workload.Hi,
+                    "Wi": workload.Wi,
+                    "Ho": workload.Ho,
+                    "Wo": workload.Wo,
+                    "C": workload.C,
+                    "K": workload.K,
+                    "stride": workload.stride,
+                    "top": workload.pad[0],
+                    "left": workload.pad[2],
+                    "ACTIVATION": workload.activation,
+                }
+                | {name: config[name] for name in (*TILE, "ORDER")},
+                programs=_programs(workload, config),
+                num_warps=int(config["NUM_WARPS"]),
+                num_stages=1,
+            ),
+        ),
+    )
+
+
+def lower(workload: Depthwise, config: Config, target: Target) -> Any:
+    """The function main(x, wt, bias, y) and its machine code."""
+    from kernels.triton.embed import lowered
+
+    return lowered(call(workload, config, target), target)
+
+
+def pack(workload: Depthwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
+    """wt (K,K,C) and bias (C,), channels padded with zeros to whole blocks."""
+    return tuple(padded(array, int(config["BLOCK_C"])) for array in weights)
+
+
+def _default(workload: Depthwise, sms: int, choices: tuple[tuple[int, ...], ...]) -> Config:
+    """The largest of some good tiles that gives every SM a program, or else the smallest."""
+    for tile in ((4, 8, 64, 2), (2, 8, 64, 2), (2, 8, 64, 1), (2, 4, 64, 1), (1, 4, 64, 1)):
+        config = {
+            name: nearest(values, wanted)
+            for name, values, wanted in zip(TILE, choices, tile, strict=True)
+        }
+        if _programs(workload, config) >= sms:
+            break
+    return config
+
+
+def _programs(workload: Depthwise, config: Config) -> int:
+    rows = int(config["BLOCK_HO"]) * int(config["ROWS"])
+    tiles = workload.N * blocks(workload.Ho, rows) * blocks(workload.Wo, int(config["BLOCK_WO"]))
+    return tiles * blocks(workload.C, int(config["BLOCK_C"]))

@@ -1,0 +1,71 @@
+"""What the Triton kernels share: the last step of every formula, and what sizes of tiles fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import triton
+from triton import language as tl
+
+from kernels.reference import Array
+from targets.target import Target
+
+WARP = 32
+WIDEST_BYTES = 16  # of one load of a thread
+# Sums that a thread can hold and still have registers for addresses and operands.
+MOST_SUMS = 128
+# Where one image has more elements, an offset in it would not fit 32 bits.
+MOST_ELEMENTS = 1 << 30
+MOST_WINDOW = 7  # whose taps are unrolled
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def activate(acc: Any, ACTIVATION: tl.constexpr) -> Any:
+    if ACTIVATION != "none":
+        acc = tl.maximum(acc, 0.0)
+    if ACTIVATION == "relu6":
+        acc = tl.minimum(acc, 6.0)
+    return acc
+
+
+def blocks(size: int, block: int) -> int:
+    """How many blocks cover `size`, the last one perhaps in part."""
+    return -(-size // block)
+
+
+def cover(size: int) -> int:
+    """The least power of two from `size` up."""
+    return 1 << (size - 1).bit_length()
+
+
+def choices(wanted: Iterable[int], size: int, least: int = 1) -> tuple[int, ...]:
+    """Those of the blocks `wanted` that are not wider than `size` needs, at least the smallest."""
+    most = max(cover(size), least)
+    return tuple(block for block in wanted if block <= most) or (min(wanted),)
+
+
+def nearest(values: tuple[int, ...], wanted: int) -> int:
+    """The one of `values` that is nearest to `wanted`, the smaller of two."""
+    return min(values, key=lambda value: abs(value - wanted))
+
+
+def precisions(dtype: str, target: Target) -> tuple[str, ...]:
+    """How products of `dtype` are made, so that results are those of `dtype`.
+
+    "ieee" is exact; for float32 it leaves tensor cores aside. "tf32x3" has each factor as a sum of
+    two TF32 numbers and leaves out only the product of the small ones, 2**-22 of the whole. Plain
+    "tf32" keeps 11 bits of each factor, results are as coarse as float16's: the kernels take the
+    word, but no space offers it and no float32 workload would pass its check with it.
+    """
+    if dtype == "float32" and target.gpu.tensor_tf32_flops:
+        return ("ieee", "tf32x3")
+    return ("ieee",)
+
+
+def padded(array: Array, *blocks: int) -> Array:
+    """`array` with zeros behind its last axes, each up to a multiple of its block."""
+    missing = [-size % block for size, block in zip(array.shape[-len(blocks) :], blocks, strict=True)]
+    before = [(0, 0)] * (array.ndim - len(blocks))
+    return np.ascontiguousarray(np.pad(array, [*before, *((0, more) for more in missing)]))
