@@ -10,7 +10,7 @@ Tiling  One program computes BLOCK_P pixels x BLOCK_CO channels, BLOCK_CI produc
         SMs, and each takes several tiles, fetching for the next while it ends one. With SPLIT_CI
         above 1 a tile's products are shared among so many programs, each sum goes to scratch, and a
         second launch adds them up: for few pixels, whose tiles leave most SMs idle.
-Limits  less than 2**30 pixels.
+Limits  less than 2**30 pixels, and as many weights.
 Source  own; the order of tiles in groups is that of Triton's tutorial on matrix multiplication.
 """
 
@@ -46,7 +46,7 @@ def supports(workload: Workload, target: Target) -> bool:
     return (
         isinstance(workload, Pointwise)
         and target.kind == "cuda"
-        and workload.N * workload.H * workload.W < MOST_ELEMENTS
+        and max(_pixels(workload), workload.Ci * workload.Co) < MOST_ELEMENTS
     )
 
 
@@ -58,7 +58,7 @@ def space(workload: Pointwise, target: Target) -> Space:
     outputs = choices((16, 32, 64, 128, 256), workload.Co, least=16)[-4:]
     inputs = choices((16, 32, 64, 128), workload.Ci, least=16)[-2:]
     if dtype == "float32":
-        inputs = choices((16, 32), workload.Ci, least=16)
+        inputs = choices((16, 32), workload.Ci, least=16)[-1:]
     words = precisions(dtype, target)
     default = _default(workload, gpu.sms, (pixels, outputs, inputs))
     finest = {"BLOCK_P": pixels[0], "BLOCK_CO": outputs[0]}
@@ -108,7 +108,10 @@ def space(workload: Pointwise, target: Target) -> Space:
                 lambda c: staged_bytes(c) <= gpu.shared_per_block_bytes,
             ),
             Constraint(
-                "stages have steps", lambda c: c["NUM_STAGES"] == 2 or int(c["NUM_STAGES"]) <= steps(c)
+                "stages have steps",
+                lambda c: c["NUM_STAGES"] == 2
+                or int(c["NUM_STAGES"]) <= steps(c)
+                or (c["PERSISTENT"] == 1 and c["NUM_STAGES"] == 3),
             ),
             Constraint(
                 "SMs have work",

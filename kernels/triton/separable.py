@@ -1,0 +1,294 @@
+"""Depthwise convolution and the pointwise one behind it in one kernel, NHWC, Triton.
+
+Maths   z[n,ho,wo,c] = act(dw_bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*stride+kw-left, c]
+                                                    * dw_wt[kh,kw,c])
+        y[n,ho,wo,co] = act(bias[co] + sum_c z[n,ho,wo,c] * wt[c,co])
+        x outside the image reads as 0.
+Shapes  x (N,Hi,Wi,C)  dw_wt (K,K,C)  dw_bias (C,)  wt (C,Co)  bias (Co,)  y (N,Ho,Wo,Co); weights
+        padded to whole blocks
+Types   storage workload.dtype, biases and accumulation float32; z is rounded to workload.dtype
+        between the two; PRECISION says how float32 is multiplied, see tile.precisions.
+Tiling  One program computes BLOCK_P pixels x BLOCK_CO channels. For BLOCK_C channels at a time it
+        makes z in registers and multiplies it by their weights on tensor cores: z never reaches
+        memory, and is made anew for each BLOCK_CO channels. The pixels are BLOCK_WO columns of
+        some rows of one image, or, with BLOCK_WO = 0, follow on each other across rows and images,
+        which leaves none idle where images are small.
+Limits  no dilation; windows up to 7x7, because taps are unrolled; less than 2**30 elements an image
+        and pixels.
+Source  own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from triton import language as tl
+
+from kernels.reference import Array
+from kernels.space import Config, Constraint, Knob, Space
+from kernels.triton.call import Call, Launch, Tensor
+from kernels.triton.tile import (
+    MOST_ELEMENTS,
+    MOST_SUMS,
+    MOST_WINDOW,
+    WARP,
+    activate,
+    blocks,
+    choices,
+    nearest,
+    padded,
+    precisions,
+)
+from kernels.workload import ITEM_BYTES, Separable, Workload
+from targets.target import Target
+
+TILE = ("BLOCK_P", "BLOCK_CO", "BLOCK_C")
+
+
+def supports(workload: Workload, target: Target) -> bool:
+    return (
+        isinstance(workload, Separable)
+        and target.kind == "cuda"
+        and workload.K <= MOST_WINDOW
+        and max(workload.Hi * workload.Wi * workload.C, workload.Ho * workload.Wo * workload.Co)
+        < MOST_ELEMENTS
+        and max(workload.N * workload.Ho * workload.Wo, workload.C * workload.Co) < MOST_ELEMENTS
+    )
+
+
+def space(workload: Separable, target: Target) -> Space:
+    """Tiles that fit registers and shared memory, in a number that fits the SMs."""
+    gpu, dtype = target.gpu, workload.dtype
+    pixels = choices((16, 32, 64, 128), workload.N * workload.Ho * workload.Wo, least=16)
+    outputs = choices((16, 32, 64, 128, 256), workload.Co, least=16)[-4:]
+    channels = choices((16, 32, 64), workload.C, least=16)[-2:]
+    words = precisions(dtype, target)
+    default = _default(workload, gpu.sms, (pixels, outputs, channels))
+    fill = min(gpu.sms, _finest(workload, pixels[0], outputs[0])) // 4
+
+    def threads(config: Config) -> int:
+        return WARP * int(config["NUM_WARPS"])
+
+    def sums(config: Config) -> float:
+        """That a thread has of y."""
+        return int(config["BLOCK_P"]) * int(config["BLOCK_CO"]) / threads(config)
+
+    def between(config: Config) -> float:
+        """That a thread has of z; of as many it loads the taps."""
+        return int(config["BLOCK_P"]) * int(config["BLOCK_C"]) / threads(config)
+
+    def tile_bytes(config: Config) -> int:
+        """The operands of one step in shared memory; the tile that is stored takes their place."""
+        BP, BCO, BC = (int(config[name]) for name in TILE)
+        return ITEM_BYTES[dtype] * max((BP + BCO) * BC, BP * BCO)
+
+    def columns_fit(config: Config) -> bool:
+        """Whole rows of the tile, and no more idle pixels in it than a quarter."""
+        if config["BLOCK_WO"] == 0:
+            return True
+        whole = _tiles(workload, config) * int(config["BLOCK_P"])
+        rows = int(config["BLOCK_P"]) // int(config["BLOCK_WO"])
+        used = workload.N * workload.Ho * workload.Wo
+        return rows >= 2 and 4 * used >= 3 * whole
+
+    return Space(
+        knobs=(
+            Knob("BLOCK_P", pixels, default["BLOCK_P"]),
+            Knob("BLOCK_WO", (0, 8, 16), default["BLOCK_WO"]),
+            Knob("BLOCK_CO", outputs, default["BLOCK_CO"]),
+            Knob("BLOCK_C", channels, default["BLOCK_C"]),
+            Knob("PRECISION", words, words[-1]),
+            Knob("NUM_WARPS", (4, 8), default["NUM_WARPS"]),
+        ),
+        constraints=(
+            Constraint(
+                "sums fit registers",
+                lambda c: sums(c) + 2 * between(c) <= MOST_SUMS * ITEM_BYTES["float16"] // 2
+                if dtype == "float16"
+                else sums(c) + 4 * between(c) <= MOST_SUMS,
+            ),
+            Constraint(
+                "warps have work",
+                lambda c: c["NUM_WARPS"] == 4 or (sums(c) >= 16 and between(c) >= 8),
+            ),
+            Constraint(
+                "operands fit shared memory",
+                lambda c: tile_bytes(c) <= gpu.shared_per_block_bytes,
+            ),
+            Constraint("taps load as pixels do", lambda c: int(c["BLOCK_C"]) < threads(c)),
+            Constraint("tiles hold few idle pixels", columns_fit),
+            Constraint("SMs have work", lambda c: _programs(workload, c) >= fill),
+            Constraint(
+                "z is made anew only where programs are few",
+                lambda c: int(c["BLOCK_CO"]) >= min(workload.Co, 128)
+                or _programs(workload, c) <= 8 * gpu.sms,
+            ),
+        ),
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _separable(
+    x: Any,
+    dw_wt: Any,
+    dw_bias: Any,
+    wt: Any,
+    bias: Any,
+    y: Any,
+    N: tl.constexpr,
+    Hi: tl.constexpr,
+    Wi: tl.constexpr,
+    Ho: tl.constexpr,
+    Wo: tl.constexpr,
+    C: tl.constexpr,
+    Co: tl.constexpr,
+    K: tl.constexpr,
+    stride: tl.constexpr,
+    top: tl.constexpr,
+    left: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_WO: tl.constexpr,
+    BLOCK_CO: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    BLOCKS_CO: tl.constexpr = tl.cdiv(Co, BLOCK_CO)
+    BLOCKS_C: tl.constexpr = tl.cdiv(C, BLOCK_C)
+    tile = tl.program_id(0) // BLOCKS_CO
+    co = tl.program_id(0) % BLOCKS_CO * BLOCK_CO + tl.arange(0, BLOCK_CO)  # (BLOCK_CO,)
+    pixel = tl.arange(0, BLOCK_P)  # (BLOCK_P,), as n, ho, wo; n counts from the tile's first image
+    if BLOCK_WO == 0:
+        first = tile * BLOCK_P // (Ho * Wo)
+        p = tile * BLOCK_P - first * (Ho * Wo) + pixel
+        n = p // (Ho * Wo)
+        ho = p // Wo % Ho
+        wo = p % Wo
+        exists = first + n < N
+    else:
+        BLOCK_HO: tl.constexpr = BLOCK_P // BLOCK_WO
+        BLOCKS_HO: tl.constexpr = tl.cdiv(Ho, BLOCK_HO)
+        BLOCKS_WO: tl.constexpr = tl.cdiv(Wo, BLOCK_WO)
+        first = tile // (BLOCKS_HO * BLOCKS_WO)
+        n = tl.zeros((BLOCK_P,), tl.int32)
+        ho = tile // BLOCKS_WO % BLOCKS_HO * BLOCK_HO + pixel // BLOCK_WO
+        wo = tile % BLOCKS_WO * BLOCK_WO + pixel % BLOCK_WO
+        exists = (ho < Ho) & (wo < Wo)
+
+    images = x + first.to(tl.int64) * (Hi * Wi * C)
+    acc = tl.zeros((BLOCK_P, BLOCK_CO), tl.float32)
+    for block in range(BLOCKS_C):
+        c = block * BLOCK_C + tl.arange(0, BLOCK_C)  # (BLOCK_C,)
+        # Asked for before the pixels, so that it arrives while those are summed.
+        filters = tl.load(wt + c[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
+        z = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        # A loop, not unrolled here: its result is changed to the layout of tl.dot as a whole. From
+        # sums in plain sight the compiler would move that change up to each load, 9 of them.
+        for kh in range(K):
+            h = ho * stride - top + kh
+            for kw in tl.static_range(K):
+                w = wo * stride - left + kw
+                inside = (exists & (h >= 0) & (h < Hi) & (w >= 0) & (w < Wi))[:, None]
+                if C % BLOCK_C != 0:
+                    inside = inside & (c < C)[None, :]
+                at = (((n * Hi + h) * Wi + w) * C)[:, None] + c[None, :]
+                value = tl.load(images + at, mask=inside, other=0.0)  # (BLOCK_P, BLOCK_C)
+                tap = tl.load(dw_wt + (kh * K + kw) * (BLOCKS_C * BLOCK_C) + c)  # (BLOCK_C,)
+                z += value.to(tl.float32) * tap.to(tl.float32)[None, :]
+        z = activate(z + tl.load(dw_bias + c)[None, :], ACTIVATION)
+        acc = tl.dot(z.to(x.dtype.element_ty), filters, acc, input_precision=PRECISION)
+
+    acc = activate(acc + tl.load(bias + co)[None, :], ACTIVATION)
+    inside = exists[:, None]
+    if Co % BLOCK_CO != 0:
+        inside = inside & (co < Co)[None, :]
+    images = y + first.to(tl.int64) * (Ho * Wo * Co)
+    at = (((n * Ho + ho) * Wo + wo) * Co)[:, None] + co[None, :]
+    tl.store(images + at, acc.to(y.dtype.element_ty), mask=inside)
+
+
+def call(workload: Separable, config: Config, target: Target) -> Call:
+    """One launch."""
+    dtype = workload.dtype
+    inputs = blocks(workload.C, int(config["BLOCK_C"])) * int(config["BLOCK_C"])
+    outputs = blocks(workload.Co, int(config["BLOCK_CO"])) * int(config["BLOCK_CO"])
+    sizes = {name: getattr(workload, name) for name in ("N", "Hi", "Wi", "Ho", "Wo", "C", "Co")}
+    window = {"K": workload.K, "stride": workload.stride}
+    return Call(
+        arguments=(
+            Tensor(name="x", shape=workload.x_shape, dtype=dtype),
+            Tensor(name="dw_wt", shape=(workload.K, workload.K, inputs), dtype=dtype),
+            Tensor(name="dw_bias", shape=(inputs,), dtype="float32"),
+            Tensor(name="wt", shape=(inputs, outputs), dtype=dtype),
+            Tensor(name="bias", shape=(outputs,), dtype="float32"),
+            Tensor(name="y", shape=workload.y_shape, dtype=dtype),
+        ),
+        launches=(
+            Launch(
+                kernel=_separable,
+                tensors=("x", "dw_wt", "dw_bias", "wt", "bias", "y"),
+                constants=sizes
+                | window
+                | {"top": workload.pad[0], "left": workload.pad[2]}
+                | {"ACTIVATION": workload.activation, "PRECISION": config["PRECISION"]}
+                | {name: config[name] for name in (*TILE, "BLOCK_WO")},
+                programs=_programs(workload, config),
+                num_warps=int(config["NUM_WARPS"]),
+                # Only innermost loops are pipelined, and that of the taps is too short.
+                num_stages=1,
+            ),
+        ),
+    )
+
+
+def lower(workload: Separable, config: Config, target: Target) -> Any:
+    """The function main(x, dw_wt, dw_bias, wt, bias, y) and its machine code."""
+    from kernels.triton.embed import lowered
+
+    return lowered(call(workload, config, target), target)
+
+
+def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
+    """dw_wt (K,K,C), dw_bias (C,), wt (C,Co), bias (Co,), padded with zeros to whole blocks."""
+    dw_wt, dw_bias, wt, bias = weights
+    BLOCK_C, BLOCK_CO = int(config["BLOCK_C"]), int(config["BLOCK_CO"])
+    return (
+        padded(dw_wt, BLOCK_C),
+        padded(dw_bias, BLOCK_C),
+        padded(wt, BLOCK_C, BLOCK_CO),
+        padded(bias, BLOCK_CO),
+    )
+
+
+def _default(workload: Separable, sms: int, choices: tuple[tuple[int, ...], ...]) -> Config:
+    """The largest of some good tiles that gives every SM one, or else the smallest."""
+    half = ((64, 256, 64, 8), (64, 128, 64, 8), (32, 128, 64, 8), (32, 64, 64, 4), (16, 64, 64, 4))
+    full = ((64, 64, 16, 8), (32, 64, 16, 4), (16, 32, 16, 4))
+    for *tile, warps in half if workload.dtype == "float16" else full:
+        config: Config = {
+            name: nearest(values, wanted)
+            for name, values, wanted in zip(TILE, choices, tile, strict=True)
+        } | {"NUM_WARPS": warps, "BLOCK_WO": 8 if workload.Wo >= 28 else 0}
+        if int(config["BLOCK_P"]) < 16:
+            config["BLOCK_WO"] = 0
+        if _programs(workload, config) >= sms:
+            break
+    return config
+
+
+def _finest(workload: Separable, BLOCK_P: int, BLOCK_CO: int) -> int:
+    return _programs(workload, {"BLOCK_P": BLOCK_P, "BLOCK_CO": BLOCK_CO, "BLOCK_WO": 0})
+
+
+def _tiles(workload: Separable, config: Config) -> int:
+    """Blocks of pixels."""
+    BLOCK_P, BLOCK_WO = int(config["BLOCK_P"]), int(config["BLOCK_WO"])
+    if BLOCK_WO == 0:
+        return blocks(workload.N * workload.Ho * workload.Wo, BLOCK_P)
+    rows = max(BLOCK_P // BLOCK_WO, 1)
+    return workload.N * blocks(workload.Ho, rows) * blocks(workload.Wo, BLOCK_WO)
+
+
+def _programs(workload: Separable, config: Config) -> int:
+    return _tiles(workload, config) * blocks(workload.Co, int(config["BLOCK_CO"]))
