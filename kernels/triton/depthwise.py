@@ -113,10 +113,10 @@ def space(workload: Depthwise, target: Target) -> Space:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _depthwise(
-    x: Any,
-    wt: Any,
-    bias: Any,
-    y: Any,
+    x: tl.tensor,
+    wt: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
     Hi: tl.constexpr,
     Wi: tl.constexpr,
     Ho: tl.constexpr,

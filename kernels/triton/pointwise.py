@@ -139,10 +139,10 @@ def space(workload: Pointwise, target: Target) -> Space:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _pointwise(
-    x: Any,
-    wt: Any,
-    bias: Any,
-    y: Any,
+    x: tl.tensor,
+    wt: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
     P: tl.constexpr,
     Ci: tl.constexpr,
     Co: tl.constexpr,
@@ -200,9 +200,9 @@ def _pointwise(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _pointwise_sum(
-    parts: Any,
-    bias: Any,
-    y: Any,
+    parts: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
     P: tl.constexpr,
     Co: tl.constexpr,
     ACTIVATION: tl.constexpr,

@@ -10,7 +10,8 @@ Types   storage workload.dtype, biases and accumulation float32; z is rounded to
         between the two; PRECISION says how float32 is multiplied, see tile.precisions.
 Tiling  One program computes BLOCK_P pixels x BLOCK_CO channels. For BLOCK_C channels at a time it
         makes z in registers and multiplies it by their weights on tensor cores: z never reaches
-        memory, and is made anew for each BLOCK_CO channels. The pixels are BLOCK_WO columns of
+        memory, and is made anew for each BLOCK_CO channels. WINDOW says whether one row of taps or
+        the whole window is loaded at once: the whole takes registers and waits once. The pixels are BLOCK_WO columns of
         some rows of one image, or, with BLOCK_WO = 0, follow on each other across rows and images,
         which leaves none idle where images are small.
 Limits  no dilation; windows up to 7x7, because taps are unrolled; less than 2**30 elements an image
@@ -62,7 +63,7 @@ def space(workload: Separable, target: Target) -> Space:
     gpu, dtype = target.gpu, workload.dtype
     pixels = choices((16, 32, 64, 128), workload.N * workload.Ho * workload.Wo, least=16)
     outputs = choices((16, 32, 64, 128, 256), workload.Co, least=16)[-4:]
-    channels = choices((16, 32, 64), workload.C, least=16)[-2:]
+    channels = choices((16, 32, 64, 128), workload.C, least=16)[-3:]
     words = precisions(dtype, target)
     default = _default(workload, gpu.sms, (pixels, outputs, channels))
     fill = min(gpu.sms, _finest(workload, pixels[0], outputs[0])) // 4
@@ -75,8 +76,13 @@ def space(workload: Separable, target: Target) -> Space:
         return int(config["BLOCK_P"]) * int(config["BLOCK_CO"]) / threads(config)
 
     def between(config: Config) -> float:
-        """That a thread has of z; of as many it loads the taps."""
+        """That a thread has of z."""
         return int(config["BLOCK_P"]) * int(config["BLOCK_C"]) / threads(config)
+
+    def loaded(config: Config) -> float:
+        """Registers for z and for as many taps and pixels as are under way at once."""
+        rows = 1 if config["WINDOW"] == "rows" else workload.K
+        return between(config) * ITEM_BYTES[dtype] / 2 * (1 + workload.K * rows)
 
     def tile_bytes(config: Config) -> int:
         """The operands of one step in shared memory; the tile that is stored takes their place."""
@@ -98,19 +104,18 @@ def space(workload: Separable, target: Target) -> Space:
             Knob("BLOCK_WO", (0, 8, 16), default["BLOCK_WO"]),
             Knob("BLOCK_CO", outputs, default["BLOCK_CO"]),
             Knob("BLOCK_C", channels, default["BLOCK_C"]),
+            Knob("WINDOW", ("rows", "whole"), default["WINDOW"]),
             Knob("PRECISION", words, words[-1]),
             Knob("NUM_WARPS", (4, 8), default["NUM_WARPS"]),
         ),
         constraints=(
             Constraint(
-                "sums fit registers",
-                lambda c: sums(c) + 2 * between(c) <= MOST_SUMS * ITEM_BYTES["float16"] // 2
-                if dtype == "float16"
-                else sums(c) + 4 * between(c) <= MOST_SUMS,
+                "sums, pixels and taps fit registers",
+                lambda c: sums(c) + loaded(c) <= 3 * MOST_SUMS // 2,
             ),
             Constraint(
                 "warps have work",
-                lambda c: c["NUM_WARPS"] == 4 or (sums(c) >= 16 and between(c) >= 8),
+                lambda c: c["NUM_WARPS"] == 4 or (sums(c) >= 4 and between(c) >= 4),
             ),
             Constraint(
                 "operands fit shared memory",
@@ -129,13 +134,48 @@ def space(workload: Separable, target: Target) -> Space:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _row(
+    images: tl.tensor,
+    dw_wt: tl.tensor,
+    n: tl.tensor,
+    ho: tl.tensor,
+    wo: tl.tensor,
+    c: tl.tensor,
+    exists: tl.tensor,
+    kh: tl.tensor,
+    Hi: tl.constexpr,
+    Wi: tl.constexpr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    stride: tl.constexpr,
+    top: tl.constexpr,
+    left: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> tl.tensor:
+    """The sum over one row of the window, (BLOCK_P, BLOCK_C)."""
+    row = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    h = ho * stride - top + kh
+    for kw in tl.static_range(K):
+        w = wo * stride - left + kw
+        inside = (exists & (h >= 0) & (h < Hi) & (w >= 0) & (w < Wi))[:, None]
+        if C % BLOCK_C != 0:
+            inside = inside & (c < C)[None, :]
+        at = (((n * Hi + h) * Wi + w) * C)[:, None] + c[None, :]
+        value = tl.load(images + at, mask=inside, other=0.0)  # (BLOCK_P, BLOCK_C)
+        tap = tl.load(dw_wt + (kh * K + kw) * (tl.cdiv(C, BLOCK_C) * BLOCK_C) + c)  # (BLOCK_C,)
+        row += value.to(tl.float32) * tap.to(tl.float32)[None, :]
+    return row
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _separable(
-    x: Any,
-    dw_wt: Any,
-    dw_bias: Any,
-    wt: Any,
-    bias: Any,
-    y: Any,
+    x: tl.tensor,
+    dw_wt: tl.tensor,
+    dw_bias: tl.tensor,
+    wt: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
     N: tl.constexpr,
     Hi: tl.constexpr,
     Wi: tl.constexpr,
@@ -153,6 +193,7 @@ def _separable(
     BLOCK_WO: tl.constexpr,
     BLOCK_CO: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    WINDOW: tl.constexpr,
 ) -> None:
     BLOCKS_CO: tl.constexpr = tl.cdiv(Co, BLOCK_CO)
     BLOCKS_C: tl.constexpr = tl.cdiv(C, BLOCK_C)
@@ -183,19 +224,21 @@ def _separable(
         # Asked for before the pixels, so that it arrives while those are summed.
         filters = tl.load(wt + c[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
         z = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-        # A loop, not unrolled here: its result is changed to the layout of tl.dot as a whole. From
+        # Loops, not unrolled here: their result is changed to the layout of tl.dot as a whole. From
         # sums in plain sight the compiler would move that change up to each load, 9 of them.
-        for kh in range(K):
-            h = ho * stride - top + kh
-            for kw in tl.static_range(K):
-                w = wo * stride - left + kw
-                inside = (exists & (h >= 0) & (h < Hi) & (w >= 0) & (w < Wi))[:, None]
-                if C % BLOCK_C != 0:
-                    inside = inside & (c < C)[None, :]
-                at = (((n * Hi + h) * Wi + w) * C)[:, None] + c[None, :]
-                value = tl.load(images + at, mask=inside, other=0.0)  # (BLOCK_P, BLOCK_C)
-                tap = tl.load(dw_wt + (kh * K + kw) * (BLOCKS_C * BLOCK_C) + c)  # (BLOCK_C,)
-                z += value.to(tl.float32) * tap.to(tl.float32)[None, :]
+        if WINDOW == "rows":
+            for kh in range(K):
+                z += _row(
+                    images, dw_wt, n, ho, wo, c, exists, kh,
+                    Hi, Wi, C, K, stride, top, left, BLOCK_P, BLOCK_C,
+                )  # fmt: skip
+        else:
+            for _ in range(tl.num_programs(1)):  # which is 1, but the compiler does not know
+                for kh in tl.static_range(K):
+                    z += _row(
+                        images, dw_wt, n, ho, wo, c, exists, kh,
+                        Hi, Wi, C, K, stride, top, left, BLOCK_P, BLOCK_C,
+                    )  # fmt: skip
         z = activate(z + tl.load(dw_bias + c)[None, :], ACTIVATION)
         acc = tl.dot(z.to(x.dtype.element_ty), filters, acc, input_precision=PRECISION)
 
@@ -232,7 +275,7 @@ def call(workload: Separable, config: Config, target: Target) -> Call:
                 | window
                 | {"top": workload.pad[0], "left": workload.pad[2]}
                 | {"ACTIVATION": workload.activation, "PRECISION": config["PRECISION"]}
-                | {name: config[name] for name in (*TILE, "BLOCK_WO")},
+                | {name: config[name] for name in (*TILE, "BLOCK_WO", "WINDOW")},
                 programs=_programs(workload, config),
                 num_warps=int(config["NUM_WARPS"]),
                 # Only innermost loops are pipelined, and that of the taps is too short.
@@ -263,15 +306,21 @@ def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tup
 
 def _default(workload: Separable, sms: int, choices: tuple[tuple[int, ...], ...]) -> Config:
     """The largest of some good tiles that gives every SM one, or else the smallest."""
-    half = ((64, 256, 64, 8), (64, 128, 64, 8), (32, 128, 64, 8), (32, 64, 64, 4), (16, 64, 64, 4))
-    full = ((64, 64, 16, 8), (32, 64, 16, 4), (16, 32, 16, 4))
-    for *tile, warps in half if workload.dtype == "float16" else full:
+    half = (
+        (64, 256, 64, 8, "rows"),
+        (64, 128, 64, 8, "rows"),
+        (32, 128, 64, 8, "rows"),
+        (32, 64, 64, 8, "whole"),
+        (16, 64, 128, 8, "whole"),
+        (16, 32, 128, 8, "whole"),
+    )
+    full = ((64, 64, 32, 8, "rows"), (32, 64, 32, 8, "rows"), (16, 32, 64, 8, "rows"))
+    for *tile, warps, window in half if workload.dtype == "float16" else full:
         config: Config = {
             name: nearest(values, wanted)
             for name, values, wanted in zip(TILE, choices, tile, strict=True)
-        } | {"NUM_WARPS": warps, "BLOCK_WO": 8 if workload.Wo >= 28 else 0}
-        if int(config["BLOCK_P"]) < 16:
-            config["BLOCK_WO"] = 0
+        }
+        config |= {"NUM_WARPS": warps, "WINDOW": window, "BLOCK_WO": 8 if workload.Wo >= 28 else 0}
         if _programs(workload, config) >= sms:
             break
     return config

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 import triton
 from triton import language as tl
@@ -22,7 +20,7 @@ MOST_WINDOW = 7  # whose taps are unrolled
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def activate(acc: Any, ACTIVATION: tl.constexpr) -> Any:
+def activate(acc: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
     if ACTIVATION != "none":
         acc = tl.maximum(acc, 0.0)
     if ACTIVATION == "relu6":
