@@ -30,7 +30,15 @@ KERNELS = {
     "te.pointwise": "kernels.te.pointwise",
     "te.head": "kernels.te.head",
     "te.separable": "kernels.te.separable",
+    "triton.depthwise": "kernels.triton.depthwise",
+    "triton.head": "kernels.triton.head",
+    "triton.pointwise": "kernels.triton.pointwise",
+    "triton.separable": "kernels.triton.separable",
+    "triton.stem": "kernels.triton.stem",
 }
+# A name without its last part -> the kinds of machine that such kernels are for. Others load no
+# module of theirs, and need not have installed what that imports.
+KINDS = {"te": ("x86", "arm64"), "triton": ("cuda",)}
 
 
 class Kernel(Protocol):
@@ -57,4 +65,5 @@ def kernel(name: str) -> Kernel:
 
 def kernels_for(workload: Workload, target: Target) -> tuple[str, ...]:
     """Names of the kernels that can compute `workload` on `target`."""
-    return tuple(name for name in KERNELS if kernel(name).supports(workload, target))
+    near = (name for name in KERNELS if target.kind in KINDS[name.rpartition(".")[0]])
+    return tuple(name for name in near if kernel(name).supports(workload, target))
