@@ -15,10 +15,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.triton.call import Call, Launch
-from targets.target import Target
+from targets.target import GpuLimits, Target
 
 POINTERS = {"float32": "*fp32", "float16": "*fp16"}
 WARP = 32
+REGISTER_UNIT = 8  # in which a thread gets them
+MANY_REGISTERS = 168
 ALIGNED = (("tt.divisibility", 16),)
 
 
@@ -50,13 +52,17 @@ def compile_call(call: Call, target: Target) -> tuple[Binary, ...]:
 
 
 def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Binary:
-    arch = target.gpu.arch
+    gpu, arch = target.gpu, target.gpu.arch
     made = triton.compile(
         _source(launch, dtypes),
         target=GPUTarget("cuda", int(arch.removeprefix("sm_")), WARP),
-        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+        options={
+            "num_warps": launch.num_warps,
+            "num_stages": launch.num_stages,
+            "maxnreg": _registers(launch, gpu),
+        },
     )
-    allowed = target.gpu.shared_per_block_bytes
+    allowed = gpu.shared_per_block_bytes
     if made.metadata.shared > allowed:
         raise ValueError(
             f"{launch.kernel.__name__} asks for {made.metadata.shared} bytes of shared memory; "
@@ -72,6 +78,18 @@ def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Bina
         threads=WARP * made.metadata.num_warps,
         shared_bytes=made.metadata.shared,
     )
+
+
+def _registers(launch: Launch, gpu: GpuLimits) -> int | None:
+    """The most that a thread may have when all programs are to run at once; None: ptxas decides.
+
+    ptxas saves registers, at times by spilling some, to make room for more blocks on an SM: in vain
+    where there are no more, and then more loads under way are worth more.
+    """
+    threads = WARP * launch.num_warps
+    together = min(-(-launch.programs // gpu.sms), gpu.threads_per_sm // threads)
+    most = gpu.registers_per_sm // (together * threads) // REGISTER_UNIT * REGISTER_UNIT
+    return min(most, gpu.registers_per_thread) if most >= MANY_REGISTERS else None
 
 
 def _source(launch: Launch, dtypes: Mapping[str, str]) -> ASTSource:

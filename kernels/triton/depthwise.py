@@ -87,7 +87,7 @@ def space(workload: Depthwise, target: Target) -> Space:
             Knob("BLOCK_C", channels, default["BLOCK_C"]),
             Knob("ROWS", rows, default["ROWS"]),
             Knob("ORDER", ("channels", "pixels"), "channels"),
-            Knob("NUM_WARPS", NUM_WARPS, 4),
+            Knob("NUM_WARPS", NUM_WARPS, default["NUM_WARPS"]),
         ),
         constraints=(
             Constraint("a thread has few elements", lambda c: elements(c) <= 32),
@@ -166,7 +166,8 @@ def _depthwise(
                 value = tl.load(image + at, mask=inside, other=0.0)  # (BLOCK_HO*BLOCK_WO, BLOCK_C)
                 tap = tl.load(wt + (kh * K + kw) * (BLOCKS_C * BLOCK_C) + c)  # (BLOCK_C,)
                 acc += value.to(tl.float32) * tap.to(tl.float32)[None, :]
-        rows = (*rows, activate(acc + tl.load(bias + c)[None, :], ACTIVATION))
+        row_y = activate(acc + tl.load(bias + c)[None, :], ACTIVATION)
+        rows = rows + (row_y,)  # noqa: RUF005 Triton knows no starred expression
 
     image = y + n * (Ho * Wo * C)
     for row in tl.static_range(ROWS):
@@ -225,11 +226,12 @@ def pack(workload: Depthwise, config: Config, weights: tuple[Array, ...]) -> tup
 
 def _default(workload: Depthwise, sms: int, choices: tuple[tuple[int, ...], ...]) -> Config:
     """The largest of some good tiles that gives every SM a program, or else the smallest."""
-    for tile in ((4, 8, 64, 2), (2, 8, 64, 2), (2, 8, 64, 1), (2, 4, 64, 1), (1, 4, 64, 1)):
-        config = {
+    tiles = ((4, 8, 64, 2, 4), (2, 8, 64, 2, 4), (2, 8, 64, 1, 4), (2, 8, 32, 1, 2))
+    for *tile, warps in tiles:
+        config: Config = {
             name: nearest(values, wanted)
             for name, values, wanted in zip(TILE, choices, tile, strict=True)
-        }
+        } | {"NUM_WARPS": warps}
         if _programs(workload, config) >= sms:
             break
     return config
