@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.triton.call import Call, Launch
-from targets.target import GpuLimits, Target
+from kernels.triton.resources import resources
+from targets.target import Target
 
 POINTERS = {"float32": "*fp32", "float16": "*fp16"}
 WARP = 32
-REGISTER_UNIT = 8  # in which a thread gets them
-MANY_REGISTERS = 168
 ALIGNED = (("tt.divisibility", 16),)
 
 
@@ -31,6 +31,8 @@ class Binary:
     name          of the function in the cubin
     tensors       what its pointers point to; two more that are null come behind them
     shared_bytes  of dynamic shared memory
+    registers     of a thread
+    frame_bytes   of memory of a thread's own, where it spills what its registers do not hold
     """
 
     name: str
@@ -40,6 +42,8 @@ class Binary:
     programs: int
     threads: int
     shared_bytes: int
+    registers: int
+    frame_bytes: int
 
 
 def compile_call(call: Call, target: Target) -> tuple[Binary, ...]:
@@ -53,21 +57,21 @@ def compile_call(call: Call, target: Target) -> tuple[Binary, ...]:
 
 def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Binary:
     gpu, arch = target.gpu, target.gpu.arch
-    made = triton.compile(
-        _source(launch, dtypes),
-        target=GPUTarget("cuda", int(arch.removeprefix("sm_")), WARP),
-        options={
-            "num_warps": launch.num_warps,
-            "num_stages": launch.num_stages,
-            "maxnreg": _registers(launch, gpu),
-        },
-    )
+    threads = WARP * launch.num_warps
+    most = min(gpu.registers_per_thread, gpu.registers_per_sm // threads // 8 * 8)
+    alone = launch.programs <= gpu.sms
+    made = _made(launch, dtypes, arch, most if alone else None)
+    # Left to itself ptxas saves registers, at times by spilling some, to make room for more blocks
+    # on an SM. Where there are none, more loads under way are worth more; and spills never are.
+    if not alone and resources(made.asm["cubin"]).frame_bytes:
+        made = _made(launch, dtypes, arch, most)
     allowed = gpu.shared_per_block_bytes
     if made.metadata.shared > allowed:
         raise ValueError(
             f"{launch.kernel.__name__} asks for {made.metadata.shared} bytes of shared memory; "
             f"expected at most {allowed} on {arch}; take smaller blocks or fewer stages"
         )
+    used = resources(made.asm["cubin"])
     return Binary(
         name=made.metadata.name,
         cubin=made.asm["cubin"],
@@ -77,19 +81,22 @@ def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Bina
         # Not launch.num_warps: what Triton adds for itself counts, too.
         threads=WARP * made.metadata.num_warps,
         shared_bytes=made.metadata.shared,
+        registers=used.registers,
+        frame_bytes=used.frame_bytes,
     )
 
 
-def _registers(launch: Launch, gpu: GpuLimits) -> int | None:
-    """The most that a thread may have when all programs are to run at once; None: ptxas decides.
-
-    ptxas saves registers, at times by spilling some, to make room for more blocks on an SM: in vain
-    where there are no more, and then more loads under way are worth more.
-    """
-    threads = WARP * launch.num_warps
-    together = min(-(-launch.programs // gpu.sms), gpu.threads_per_sm // threads)
-    most = gpu.registers_per_sm // (together * threads) // REGISTER_UNIT * REGISTER_UNIT
-    return min(most, gpu.registers_per_thread) if most >= MANY_REGISTERS else None
+def _made(launch: Launch, dtypes: Mapping[str, str], arch: str, registers: int | None) -> Any:
+    """What Triton compiles, for threads that have at most so many registers."""
+    return triton.compile(
+        _source(launch, dtypes),
+        target=GPUTarget("cuda", int(arch.removeprefix("sm_")), WARP),
+        options={
+            "num_warps": launch.num_warps,
+            "num_stages": launch.num_stages,
+            "maxnreg": registers,
+        },
+    )
 
 
 def _source(launch: Launch, dtypes: Mapping[str, str]) -> ASTSource:
