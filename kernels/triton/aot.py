@@ -107,7 +107,9 @@ def _source(launch: Launch, dtypes: Mapping[str, str]) -> ASTSource:
     return ASTSource(
         fn=named,
         signature={
-            parameter: POINTERS[dtypes[pointers[parameter]]] if parameter in pointers else "constexpr"
+            parameter: POINTERS[dtypes[pointers[parameter]]]
+            if parameter in pointers
+            else "constexpr"
             for parameter in named.arg_names
         },
         constexprs=dict(launch.constants),

@@ -9,7 +9,8 @@ Tiling  One program computes BLOCK_HO * ROWS rows x BLOCK_WO columns x BLOCK_C c
         image. A thread has ROWS rows of one or a few columns, one below the other: rows of the
         input under several of them are loaded once. Its loads are of BLOCK_HO * BLOCK_WO * BLOCK_C
         / threads channels, at most 16 bytes: the tile and the warps decide how wide.
-Limits  one filter a channel, no dilation; windows up to 7x7, because taps are unrolled; less than 2**30 elements an image.
+Limits  one filter a channel, no dilation; windows up to 7x7, because taps are unrolled; less than
+        2**30 elements an image.
 Source  own.
 """
 
@@ -35,6 +36,7 @@ from kernels.triton.tile import (
     cover,
     nearest,
     padded,
+    window,
 )
 from kernels.workload import ITEM_BYTES, Depthwise, Workload
 from targets.target import Target
@@ -167,7 +169,8 @@ def _depthwise(
                 tap = tl.load(wt + (kh * K + kw) * (BLOCKS_C * BLOCK_C) + c)  # (BLOCK_C,)
                 acc += value.to(tl.float32) * tap.to(tl.float32)[None, :]
         row_y = activate(acc + tl.load(bias + c)[None, :], ACTIVATION)
-        rows = rows + (row_y,)  # noqa: RUF005 Triton knows no starred expression
+        # Triton knows no starred expression.
+        rows = rows + (row_y,)  # type: ignore[assignment]  # noqa: RUF005
 
     image = y + n * (Ho * Wo * C)
     for row in tl.static_range(ROWS):
@@ -191,18 +194,8 @@ def call(workload: Depthwise, config: Config, target: Target) -> Call:
             Launch(
                 kernel=_depthwise,
                 tensors=("x", "wt", "bias", "y"),
-                constants={
-                    "Hi": workload.Hi,
-                    "Wi": workload.Wi,
-                    "Ho": workload.Ho,
-                    "Wo": workload.Wo,
-                    "C": workload.C,
-                    "K": workload.K,
-                    "stride": workload.stride,
-                    "top": workload.pad[0],
-                    "left": workload.pad[2],
-                    "ACTIVATION": workload.activation,
-                }
+                constants=window(workload)
+                | {"C": workload.C, "ACTIVATION": workload.activation}
                 | {name: config[name] for name in (*TILE, "ORDER")},
                 programs=_programs(workload, config),
                 num_warps=int(config["NUM_WARPS"]),
@@ -231,7 +224,8 @@ def _default(workload: Depthwise, sms: int, choices: tuple[tuple[int, ...], ...]
         config: Config = {
             name: nearest(values, wanted)
             for name, values, wanted in zip(TILE, choices, tile, strict=True)
-        } | {"NUM_WARPS": warps}
+        }
+        config["NUM_WARPS"] = warps
         if _programs(workload, config) >= sms:
             break
     return config

@@ -77,7 +77,9 @@ def space(workload: Head, target: Target) -> Space:
             Knob("NUM_WARPS", (4, 8), 4),
         ),
         constraints=(
-            Constraint("a launch pools one image", lambda c: c["LAUNCHES"] == 2 or c["BLOCK_N"] == 1),
+            Constraint(
+                "a launch pools one image", lambda c: c["LAUNCHES"] == 2 or c["BLOCK_N"] == 1
+            ),
             Constraint("products fit registers", lambda c: products(c) <= 64),
             Constraint("warps have work", lambda c: products(c) >= 4 or c["NUM_WARPS"] == 4),
             Constraint("SMs have work", lambda c: programs(c) >= fill // int(c["LAUNCHES"])),
@@ -201,15 +203,14 @@ def call(workload: Head, config: Config, target: Target) -> Call:
             num_stages=1,
         )
 
+    launches: tuple[Launch, ...]
     if config["LAUNCHES"] == 1:
         launches = (launch(_head, "x wt bias y", dense | pooled, N * blocks(Co, BLOCK_CO)),)
     else:
         programs = blocks(N, BLOCK_N) * blocks(Co, BLOCK_CO)
         launches = (
             launch(_head_pool, "x means", pooled, N * blocks(Ci, BLOCK_CI)),
-            launch(
-                _head_dense, "means wt bias y", dense | {"N": N, "BLOCK_N": BLOCK_N}, programs
-            ),
+            launch(_head_dense, "means wt bias y", dense | {"N": N, "BLOCK_N": BLOCK_N}, programs),
         )
     means = Tensor(name="means", shape=(N, Ci), dtype="float32")
     return Call(

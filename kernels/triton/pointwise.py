@@ -23,7 +23,7 @@ from triton import language as tl
 
 from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space
-from kernels.triton.call import Call, Launch, Tensor
+from kernels.triton.call import Call, Constant, Launch, Tensor
 from kernels.triton.tile import (
     MOST_ELEMENTS,
     MOST_SUMS,
@@ -61,7 +61,8 @@ def space(workload: Pointwise, target: Target) -> Space:
         inputs = choices((16, 32), workload.Ci, least=16)[-1:]
     words = precisions(dtype, target)
     default = _default(workload, gpu.sms, (pixels, outputs, inputs))
-    finest = {"BLOCK_P": pixels[0], "BLOCK_CO": outputs[0]}
+    large = min(32, pixels[-1] * outputs[-1] // (8 * WARP))
+    finest: Config = {"BLOCK_P": pixels[0], "BLOCK_CO": outputs[0]}
     fill = min(gpu.sms, _tiles(workload, finest)) // 4
 
     def sums(config: Config) -> float:
@@ -109,9 +110,11 @@ def space(workload: Pointwise, target: Target) -> Space:
             ),
             Constraint(
                 "stages have steps",
-                lambda c: c["NUM_STAGES"] == 2
-                or int(c["NUM_STAGES"]) <= steps(c)
-                or (c["PERSISTENT"] == 1 and c["NUM_STAGES"] == 3),
+                lambda c: (
+                    c["NUM_STAGES"] == 2
+                    or int(c["NUM_STAGES"]) <= steps(c)
+                    or (c["PERSISTENT"] == 1 and c["NUM_STAGES"] == 3)
+                ),
             ),
             Constraint(
                 "SMs have work",
@@ -119,7 +122,7 @@ def space(workload: Pointwise, target: Target) -> Space:
             ),
             Constraint(
                 "tiles are small only where they are few",
-                lambda c: sums(c) >= 32 or _tiles(workload, c) <= 8 * gpu.sms,
+                lambda c: sums(c) >= large or _tiles(workload, c) <= 8 * gpu.sms,
             ),
             Constraint("a split leaves steps and fills SMs", split_well),
             Constraint(
@@ -128,9 +131,9 @@ def space(workload: Pointwise, target: Target) -> Space:
             ),
             Constraint(
                 "groups are smaller than the whole",
-                lambda c: c["GROUP_P"] == 1
-                or (
-                    _tiles(workload, c) >= 2 * gpu.sms and int(c["BLOCK_CO"]) < workload.Co
+                lambda c: (
+                    c["GROUP_P"] == 1
+                    or (_tiles(workload, c) >= 2 * gpu.sms and int(c["BLOCK_CO"]) < workload.Co)
                 ),
             ),
         ),
@@ -176,12 +179,12 @@ def _pointwise(
             co = tl.multiple_of(co0, BLOCK_CO) + tl.arange(0, BLOCK_CO)  # (BLOCK_CO,)
             ci = (split * STEPS + step) * BLOCK_CI + tl.arange(0, BLOCK_CI)  # (BLOCK_CI,)
             inside = (p < P - p0)[:, None]
-            if Ci % BLOCK_CI != 0 or SPLIT_CI * STEPS * BLOCK_CI > Ci:
+            if Ci % BLOCK_CI != 0 or Ci < SPLIT_CI * STEPS * BLOCK_CI:
                 inside = inside & (ci < Ci)[None, :]
             pixels = x + p0.to(tl.int64) * Ci + p[:, None] * Ci + ci[None, :]
             pixels = tl.load(pixels, mask=inside, other=0.0)  # (BLOCK_P, BLOCK_CI)
             filters = wt + ci[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :]
-            if SPLIT_CI * STEPS > tl.cdiv(Ci, BLOCK_CI):
+            if tl.cdiv(Ci, BLOCK_CI) < SPLIT_CI * STEPS:
                 filters = tl.load(filters, mask=(ci < Ci)[:, None], other=0.0)
             else:
                 filters = tl.load(filters)  # (BLOCK_CI, BLOCK_CO)
@@ -195,7 +198,9 @@ def _pointwise(
         if SPLIT_CI == 1:
             acc = activate(acc + tl.load(bias + co)[None, :], ACTIVATION)
         row = split.to(tl.int64) * P + p0
-        tl.store(y + row * Co + p[:, None] * Co + co[None, :], acc.to(y.dtype.element_ty), mask=inside)
+        tl.store(
+            y + row * Co + p[:, None] * Co + co[None, :], acc.to(y.dtype.element_ty), mask=inside
+        )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -225,7 +230,12 @@ def call(workload: Pointwise, config: Config, target: Target) -> Call:
     columns = blocks(Co, BLOCK_CO) * BLOCK_CO
     tiles = _tiles(workload, config) * split
     programs = min(target.gpu.sms, tiles) if config["PERSISTENT"] else tiles
-    sizes = {"P": P, "Co": Co, "ACTIVATION": workload.activation, "SPLIT_CI": split}
+    sizes: dict[str, Constant] = {
+        "P": P,
+        "Co": Co,
+        "ACTIVATION": workload.activation,
+        "SPLIT_CI": split,
+    }
     product = Launch(
         kernel=_pointwise,
         tensors=("x", "wt", "bias", "y" if split == 1 else "parts"),

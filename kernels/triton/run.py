@@ -18,7 +18,9 @@ def run(call: Call, arguments: Sequence[torch.Tensor]) -> None:
     ValueError when there are not as many as the call takes, or one has another dtype or size.
     """
     expected = [(tensor.name, tensor.shape, tensor.dtype) for tensor in call.arguments]
-    given = [(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for tensor in arguments]
+    given = [
+        (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for tensor in arguments
+    ]
     if [fact[1:] for fact in expected] != given:
         raise ValueError(f"arguments are {given}; expected {expected}; pack weights and reshape x")
     tensors = {tensor.name: value for tensor, value in zip(call.arguments, arguments, strict=True)}

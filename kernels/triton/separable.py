@@ -11,9 +11,9 @@ Types   storage workload.dtype, biases and accumulation float32; z is rounded to
 Tiling  One program computes BLOCK_P pixels x BLOCK_CO channels. For BLOCK_C channels at a time it
         makes z in registers and multiplies it by their weights on tensor cores: z never reaches
         memory, and is made anew for each BLOCK_CO channels. WINDOW says whether one row of taps or
-        the whole window is loaded at once: the whole takes registers and waits once. The pixels are BLOCK_WO columns of
-        some rows of one image, or, with BLOCK_WO = 0, follow on each other across rows and images,
-        which leaves none idle where images are small.
+        the whole window is loaded at once: the whole takes registers and waits once. The pixels are
+        BLOCK_WO columns of some rows of one image, or, with BLOCK_WO = 0, follow on each other
+        across rows and images, which leaves none idle where images are small.
 Limits  no dilation; windows up to 7x7, because taps are unrolled; less than 2**30 elements an image
         and pixels.
 Source  own.
@@ -40,6 +40,7 @@ from kernels.triton.tile import (
     nearest,
     padded,
     precisions,
+    window,
 )
 from kernels.workload import ITEM_BYTES, Separable, Workload
 from targets.target import Target
@@ -126,8 +127,10 @@ def space(workload: Separable, target: Target) -> Space:
             Constraint("SMs have work", lambda c: _programs(workload, c) >= fill),
             Constraint(
                 "z is made anew only where programs are few",
-                lambda c: int(c["BLOCK_CO"]) >= min(workload.Co, 128)
-                or _programs(workload, c) <= 8 * gpu.sms,
+                lambda c: (
+                    int(c["BLOCK_CO"]) >= min(workload.Co, 128)
+                    or _programs(workload, c) <= 8 * gpu.sms
+                ),
             ),
         ),
     )
@@ -256,8 +259,6 @@ def call(workload: Separable, config: Config, target: Target) -> Call:
     dtype = workload.dtype
     inputs = blocks(workload.C, int(config["BLOCK_C"])) * int(config["BLOCK_C"])
     outputs = blocks(workload.Co, int(config["BLOCK_CO"])) * int(config["BLOCK_CO"])
-    sizes = {name: getattr(workload, name) for name in ("N", "Hi", "Wi", "Ho", "Wo", "C", "Co")}
-    window = {"K": workload.K, "stride": workload.stride}
     return Call(
         arguments=(
             Tensor(name="x", shape=workload.x_shape, dtype=dtype),
@@ -271,9 +272,8 @@ def call(workload: Separable, config: Config, target: Target) -> Call:
             Launch(
                 kernel=_separable,
                 tensors=("x", "dw_wt", "dw_bias", "wt", "bias", "y"),
-                constants=sizes
-                | window
-                | {"top": workload.pad[0], "left": workload.pad[2]}
+                constants=window(workload)
+                | {"N": workload.N, "C": workload.C, "Co": workload.Co}
                 | {"ACTIVATION": workload.activation, "PRECISION": config["PRECISION"]}
                 | {name: config[name] for name in (*TILE, "BLOCK_WO", "WINDOW")},
                 programs=_programs(workload, config),
@@ -315,12 +315,12 @@ def _default(workload: Separable, sms: int, choices: tuple[tuple[int, ...], ...]
         (16, 32, 128, 8, "whole"),
     )
     full = ((64, 64, 32, 8, "rows"), (32, 64, 32, 8, "rows"), (16, 32, 64, 8, "rows"))
-    for *tile, warps, window in half if workload.dtype == "float16" else full:
+    for *tile, warps, taps in half if workload.dtype == "float16" else full:
         config: Config = {
             name: nearest(values, wanted)
             for name, values, wanted in zip(TILE, choices, tile, strict=True)
         }
-        config |= {"NUM_WARPS": warps, "WINDOW": window, "BLOCK_WO": 8 if workload.Wo >= 28 else 0}
+        config |= {"NUM_WARPS": warps, "WINDOW": taps, "BLOCK_WO": 8 if workload.Wo >= 28 else 0}
         if _programs(workload, config) >= sms:
             break
     return config

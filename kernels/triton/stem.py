@@ -35,6 +35,7 @@ from kernels.triton.tile import (
     nearest,
     padded,
     precisions,
+    window,
 )
 from kernels.workload import ITEM_BYTES, Conv, Workload
 from targets.target import Target
@@ -92,7 +93,8 @@ def space(workload: Conv, target: Target) -> Space:
                 lambda c: share(c, int(c["BLOCK_CO"])) + share(c, _terms(workload)) <= MOST_SUMS,
             ),
             Constraint(
-                "warps have work", lambda c: share(c, int(c["BLOCK_CO"])) >= 4 or c["NUM_WARPS"] == 1
+                "warps have work",
+                lambda c: share(c, int(c["BLOCK_CO"])) >= 4 or c["NUM_WARPS"] == 1,
             ),
             Constraint(
                 "operands fit shared memory",
@@ -143,7 +145,9 @@ def _stem(
     inside = (h >= 0) & (h < Hi) & (w >= 0) & (w < Wi) & (term < K * K * Ci)[None, :]
     # (BLOCK_HO*BLOCK_WO, TERMS)
     terms = tl.load(x + n * (Hi * Wi * Ci) + at, mask=inside, other=0.0)
-    filters = tl.load(wt + term[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])  # (TERMS, BLOCK_CO)
+    filters = tl.load(
+        wt + term[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :]
+    )  # (TERMS, BLOCK_CO)
     acc = tl.dot(terms, filters, input_precision=PRECISION)
     acc = activate(acc + tl.load(bias + co)[None, :], ACTIVATION)
 
@@ -158,8 +162,6 @@ def call(workload: Conv, config: Config, target: Target) -> Call:
     """One launch."""
     dtype, terms = workload.dtype, _terms(workload)
     columns = blocks(workload.Co, int(config["BLOCK_CO"])) * int(config["BLOCK_CO"])
-    sizes = {name: getattr(workload, name) for name in ("Hi", "Wi", "Ho", "Wo", "Ci", "Co")}
-    window = {"K": workload.K, "stride": workload.stride}
     return Call(
         arguments=(
             Tensor(name="x", shape=workload.x_shape, dtype=dtype),
@@ -171,9 +173,8 @@ def call(workload: Conv, config: Config, target: Target) -> Call:
             Launch(
                 kernel=_stem,
                 tensors=("x", "wt", "bias", "y"),
-                constants=sizes
-                | window
-                | {"top": workload.pad[0], "left": workload.pad[2], "TERMS": terms}
+                constants=window(workload)
+                | {"Ci": workload.Ci, "Co": workload.Co, "TERMS": terms}
                 | {"ACTIVATION": workload.activation, "PRECISION": config["PRECISION"]}
                 | {name: config[name] for name in TILE},
                 programs=_programs(workload, config),

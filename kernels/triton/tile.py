@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+
 import numpy as np
 import triton
 from triton import language as tl
 
 from kernels.reference import Array
+from kernels.triton.call import Constant
+from kernels.workload import Conv, Depthwise, Separable
 from targets.target import Target
 
 WARP = 32
@@ -49,6 +52,13 @@ def nearest(values: tuple[int, ...], wanted: int) -> int:
     return min(values, key=lambda value: abs(value - wanted))
 
 
+def window(workload: Conv | Depthwise | Separable) -> dict[str, Constant]:
+    """The sizes of a window and of the images it moves over, as the kernels call them."""
+    names = ("Hi", "Wi", "Ho", "Wo", "K", "stride")
+    top, _, left, _ = workload.pad
+    return {name: getattr(workload, name) for name in names} | {"top": top, "left": left}
+
+
 def precisions(dtype: str, target: Target) -> tuple[str, ...]:
     """How products of `dtype` are made, so that results are those of `dtype`.
 
@@ -64,6 +74,8 @@ def precisions(dtype: str, target: Target) -> tuple[str, ...]:
 
 def padded(array: Array, *blocks: int) -> Array:
     """`array` with zeros behind its last axes, each up to a multiple of its block."""
-    missing = [-size % block for size, block in zip(array.shape[-len(blocks) :], blocks, strict=True)]
+    missing = [
+        -size % block for size, block in zip(array.shape[-len(blocks) :], blocks, strict=True)
+    ]
     before = [(0, 0)] * (array.ndim - len(blocks))
     return np.ascontiguousarray(np.pad(array, [*before, *((0, more) for more in missing)]))
