@@ -1,0 +1,254 @@
+"""Triton kernels compiled ahead of time, without a GPU: what the code takes and consists of.
+
+Whole networks take minutes to compile, so that these are layers whose default configs differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import tvm
+
+from kernels import kernel, kernels_for
+from kernels.space import Config
+from kernels.triton.aot import Binary, compile_call
+from kernels.triton.call import Call
+from kernels.workload import ITEM_BYTES, Conv, Depthwise, Head, Pointwise, Separable, Workload
+from targets import machines
+from targets.target import Target
+from tune import cubin
+from tune.cubin import KernelFacts
+
+DEVICES = machines("cuda").DEVICES
+ARCHES = ("sm_80", "sm_90", "sm_100")
+SAME: dict[str, Any] = {"stride": 1, "pad": (1, 1, 1, 1)}
+HALF: dict[str, Any] = {"stride": 2, "pad": (0, 1, 0, 1)}
+LAYERS: dict[str, Workload] = {
+    "stem": Conv(N=1, Hi=224, Wi=224, Ci=3, Co=32, **HALF),
+    "depthwise": Depthwise(N=1, Hi=14, Wi=14, C=512, **SAME),
+    "depthwise, batch": Depthwise(N=256, Hi=56, Wi=56, C=128, **HALF),
+    "pointwise": Pointwise(N=1, H=14, W=14, Ci=512, Co=512),
+    "pointwise, batch": Pointwise(N=256, H=28, W=28, Ci=256, Co=256),
+    "separable": Separable(N=1, Hi=56, Wi=56, C=128, Co=128, **SAME),
+    "separable, batch": Separable(N=256, Hi=14, Wi=14, C=512, Co=512, **SAME),
+    "head": Head(N=1, H=7, W=7, Ci=1024, Co=1001),
+    "head, batch": Head(N=256, H=7, W=7, Ci=1024, Co=1001),
+}
+# Choices that make other code than the defaults do.
+OTHERS: dict[str, tuple[str, Config]] = {
+    "pixels first": ("depthwise", {"ORDER": "pixels"}),
+    "persistent": ("pointwise, batch", {"PERSISTENT": 1, "GROUP_P": 8, "NUM_STAGES": 3}),
+    "split": ("pointwise", {"SPLIT_CI": 2, "BLOCK_P": 64, "BLOCK_CO": 64, "BLOCK_CI": 64}),
+    "pixels in order": ("separable", {"BLOCK_WO": 0}),
+    "rows of a window": ("separable", {"WINDOW": "rows"}),
+    "two launches": ("head", {"LAUNCHES": 2}),
+}
+COMPILED = pytest.mark.parametrize("arch", ARCHES)
+LAYER = pytest.mark.parametrize("layer", LAYERS)
+DTYPE = pytest.mark.parametrize("dtype", ITEM_BYTES)
+
+
+def target_of(arch: str) -> Target:
+    target: Target = DEVICES[arch]
+    return target
+
+
+@cache
+def compiled(
+    layer: str, dtype: str, arch: str, changes: tuple[tuple[str, Any], ...] = ()
+) -> tuple[Call, tuple[Binary, ...], tuple[KernelFacts, ...]]:
+    workload, target = replace(LAYERS[layer], dtype=dtype), target_of(arch)
+    [name] = [name for name in kernels_for(workload, target) if name.startswith("triton.")]
+    module: Any = kernel(name)
+    space = module.space(workload, target)
+    config = space.default | dict(changes)
+    assert not changes or config in space, space.refusal(config)
+    call = module.call(workload, config, target)
+    binaries = compile_call(call, target)
+    facts = tuple(cubin.inspect(each.cubin).kernel(each.name) for each in binaries)
+    return call, binaries, facts
+
+
+def assert_fits(binaries: tuple[Binary, ...], facts: tuple[KernelFacts, ...], arch: str) -> None:
+    gpu = target_of(arch).gpu
+    for binary, fact in zip(binaries, facts, strict=True):
+        assert (fact.local_bytes, fact.spills, binary.frame_bytes) == (0, 0, 0)
+        assert fact.registers == binary.registers
+        shared_bytes = fact.shared_bytes + binary.shared_bytes
+        fit = cubin.occupancy(gpu, binary.threads, fact.registers, shared_bytes)
+        assert fit.blocks >= 1
+
+
+@COMPILED
+@DTYPE
+@LAYER
+def test_default_config_spills_nothing_and_fits(layer: str, dtype: str, arch: str) -> None:
+    call, binaries, facts = compiled(layer, dtype, arch)
+    assert [each.tensors for each in binaries] == [launch.tensors for launch in call.launches]
+    assert_fits(binaries, facts, arch)
+
+
+@COMPILED
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_configs_spill_nothing_and_fit(other: str, arch: str) -> None:
+    layer, changes = OTHERS[other]
+    _, binaries, facts = compiled(layer, "float16", arch, tuple(changes.items()))
+    assert_fits(binaries, facts, arch)
+
+
+@COMPILED
+@pytest.mark.parametrize("layer", [name for name in LAYERS if "wise" in name or "sep" in name])
+@DTYPE
+def test_loads_are_16_bytes_wide(layer: str, dtype: str, arch: str) -> None:
+    """All of pixels and weights; what else there is are biases."""
+    _, _, [facts] = compiled(layer, dtype, arch)
+    narrow = facts.count("LDG", "LDGSTS") - facts.wide_loads
+    assert facts.wide_loads > 0
+    assert narrow == 0 if "depthwise" in layer else narrow <= 16
+
+
+@COMPILED
+@pytest.mark.parametrize("layer", [name for name in LAYERS if name[0] in "ps"])
+def test_float16_is_multiplied_on_tensor_cores(layer: str, arch: str) -> None:
+    _, _, [facts] = compiled(layer, "float16", arch)
+    assert facts.tensor > 0
+    if arch == "sm_90" and "batch" in layer:  # of 64 pixels and more
+        assert facts.count("HGMMA") > 0
+    if arch == "sm_100" and "pointwise, batch" in layer:
+        assert facts.count("UTCHMMA") > 0
+
+
+@pytest.mark.parametrize("layer", ["pointwise", "separable", "stem"])
+@pytest.mark.parametrize("word", ["ieee", "tf32x3", "tf32"])
+def test_float32_is_never_multiplied_as_tf32_unasked(layer: str, word: str) -> None:
+    """Three products on tensor cores instead of one, or none; the word "tf32" is in no space."""
+    target, workload = target_of("sm_90"), LAYERS[layer]
+    module: Any = kernel(f"triton.{layer}")
+    space = module.space(workload, target)
+    words = next(knob.choices for knob in space.knobs if knob.name == "PRECISION")
+    assert words == ("ieee", "tf32x3")
+    config = space.default | {"PRECISION": word}
+    [binary] = compile_call(module.call(workload, config, target), target)
+    facts = cubin.inspect(binary.cubin).kernel(binary.name)
+    if word == "ieee":
+        assert facts.tensor == 0
+        assert facts.count("FFMA") > 0
+    if word == "tf32x3":
+        assert facts.tensor > 0
+    if word == "tf32x3" and layer == "stem":  # which has no loop that could be unrolled or not
+        plain = module.call(workload, config | {"PRECISION": "tf32"}, target)
+        [other] = compile_call(plain, target)
+        assert facts.tensor == 3 * cubin.inspect(other.cubin).kernel(other.name).tensor
+
+
+def test_turing_has_no_tf32() -> None:
+    space = kernel("triton.pointwise").space(LAYERS["pointwise"], DEVICES["t4"])
+    assert {config["PRECISION"] for config in space} == {"ieee"}
+
+
+def test_z_of_separable_changes_layout_as_a_whole() -> None:
+    """One change a step, not one a tap, of which each would wait at a barrier."""
+    _, _, [facts] = compiled("separable, batch", "float16", "sm_90")
+    assert facts.count("BAR") <= 8
+
+
+def test_too_much_shared_memory_is_refused() -> None:
+    target, workload = target_of("sm_90"), replace(LAYERS["pointwise, batch"], dtype="float16")
+    module: Any = kernel("triton.pointwise")
+    config = module.space(workload, target).default
+    config |= {"BLOCK_P": 256, "BLOCK_CO": 256, "BLOCK_CI": 128, "NUM_STAGES": 4, "NUM_WARPS": 8}
+    assert config not in module.space(workload, target)
+    with pytest.raises(ValueError, match="shared memory") as error:
+        compile_call(module.call(workload, config, target), target)
+    asked = str(error.value).removeprefix("_pointwise asks for ").split()[0]
+    assert int(asked) > target.gpu.shared_per_block_bytes
+    assert str(error.value) == (
+        f"_pointwise asks for {asked} bytes of shared memory; expected at most 232448 on sm_90; "
+        f"take smaller blocks or fewer stages"
+    )
+
+
+def test_a_spill_is_seen() -> None:
+    target = target_of("sm_80")
+    workload = Pointwise(N=256, H=28, W=28, Ci=32, Co=256, dtype="float16")
+    module: Any = kernel("triton.pointwise")
+    config = module.space(workload, target).default
+    config |= {"BLOCK_P": 256, "BLOCK_CO": 256, "NUM_STAGES": 2, "NUM_WARPS": 4}
+    [binary] = compile_call(module.call(workload, config, target), target)
+    facts = cubin.inspect(binary.cubin).kernel(binary.name)
+    assert facts.spills > 0
+    assert binary.frame_bytes == facts.local_bytes > 0
+    with pytest.raises(AssertionError):
+        assert_fits((binary,), (facts,), "sm_80")
+
+
+@COMPILED
+def test_names_differ_wherever_the_code_does(arch: str) -> None:
+    names = [
+        binary.name
+        for layer in LAYERS
+        for dtype in ITEM_BYTES
+        for binary in compiled(layer, dtype, arch)[1]
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_name_changes_with_the_source_and_not_with_a_comment() -> None:
+    call, _, _ = compiled("depthwise", "float16", "sm_90")
+    [launch] = call.launches
+
+    class Edited:
+        def __init__(self, old: str, new: str) -> None:
+            self.src = launch.kernel.src.replace(old, new)
+            assert self.src != launch.kernel.src
+            self.__name__, self.__globals__ = launch.kernel.__name__, launch.kernel.__globals__
+
+    name = launch.name(call.dtypes)
+    assert replace(launch, kernel=Edited("# (BLOCK_C,)", "# another")).name(call.dtypes) == name
+    assert replace(launch, kernel=Edited("- left", "+ left")).name(call.dtypes) != name
+    assert replace(launch, num_warps=8).name(call.dtypes) != name
+    assert launch.name(call.dtypes | {"x": "float32"}) != name
+
+
+def linked(lowered: Any, target: Target) -> Any:
+    """What TVM compiles, the machine code imported."""
+    executable = tvm.compile(lowered, target=target.tvm())
+    for external in lowered.attrs["external_mods"]:
+        executable.mod.import_module(external)
+    return executable
+
+
+@pytest.mark.parametrize("other", ["split", "two launches"])
+def test_lowered_is_one_function_with_its_machine_code(other: str, tmp_path: Any) -> None:
+    layer, changes = OTHERS[other]
+    target, workload = target_of("sm_90"), replace(LAYERS[layer], dtype="float16")
+    call, binaries, _ = compiled(layer, "float16", "sm_90", tuple(changes.items()))
+    module: Any = kernel(f"triton.{layer}")
+    lowered = module.lower(workload, module.space(workload, target).default | changes, target)
+
+    function = lowered["main"]
+    assert bool(function.attrs["tirx.is_scheduled"])
+    assert int(function.attrs["op_pattern"]) == 8
+    shapes = [tuple(map(int, buffer.shape)) for buffer in function.params]
+    assert shapes == [tensor.shape for tensor in call.arguments]
+    script = function.script()
+    for first, second in pairwise(binaries):
+        assert script.index(first.name) < script.index(second.name)
+    for binary in binaries:
+        [line] = [line for line in script.splitlines() if f'"{binary.name}"' in line]
+        given = line[line.index("call_packed(") + len("call_packed(") : -1].split(", ")[1:]
+        launch = [str(binary.threads), str(binary.programs)]
+        launch += [str(binary.shared_bytes)] if binary.shared_bytes else []
+        pointers = [f"{name}.data" for name in binary.tensors]
+        assert given == [*pointers, "T.int64(0)", "T.int64(0)", *launch]
+
+    path = tmp_path / "kernel.so"
+    linked(lowered, target).export_library(str(path))
+    library = path.read_bytes()
+    assert {each.cubin for each in binaries} == set(cubin.cubins(library))
+    loaded = tvm.runtime.load_module(str(path))
+    assert [imported.kind for imported in loaded.imports] == ["cuda"] * len(binaries)
