@@ -6,14 +6,17 @@ import hashlib
 from dataclasses import replace
 from functools import cache
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from kernels import kernel, kernels_for
 from kernels.reference import Array
+from kernels.space import Config
 from kernels.tolerance import HALF_TERMS
 from kernels.workload import Conv, Depthwise, Head, Pointwise, Separable, Workload
 from targets import machines
+from targets.target import Target
 
 # One workload of each kind, with sizes that leave part of a last tile empty.
 PROBES: tuple[Workload, ...] = (
@@ -38,7 +41,8 @@ def version(name: str, kind: str, dtype: str) -> str:
     kind, dtype  of machine and of probes; a schedule for one may change without that for another
 
     The first, middle and last config of each probe's space are lowered, for a device of their own,
-    so that the version is the same on every machine.
+    so that the version is the same on every machine; of a Triton kernel the source counts, and what
+    it is given, not what a compiler makes of it.
     """
     target = machines(kind).DEVICES[PROBE_DEVICES[kind]]
     digest = hashlib.sha256()
@@ -47,10 +51,20 @@ def version(name: str, kind: str, dtype: str) -> str:
         if name in kernels_for(probe, target):
             configs = list(kernel(name).space(probe, target))
             for config in (configs[0], configs[len(configs) // 2], configs[-1]):
-                digest.update(kernel(name).lower(probe, config, target)["main"].script().encode())
+                digest.update(_form(name, probe, config, target).encode())
                 for packed in kernel(name).pack(probe, config, _counted(probe)):
                     digest.update(packed.tobytes())
     return digest.hexdigest()[:12]
+
+
+def _form(name: str, probe: Workload, config: Config, target: Target) -> str:
+    """What the kernel generates, as text."""
+    module: Any = kernel(name)
+    if hasattr(module, "call"):
+        form: str = module.call(probe, config, target).form
+    else:
+        form = module.lower(probe, config, target)["main"].script()
+    return form
 
 
 def _counted(probe: Workload) -> tuple[Array, ...]:

@@ -66,6 +66,14 @@ class Call:
     launches: tuple[Launch, ...]
 
     @property
+    def form(self) -> str:
+        """All that is compiled and launched, as text: the same whatever compiles it."""
+        launches = [
+            (launch.name(self.dtypes), launch.tensors, launch.programs) for launch in self.launches
+        ]
+        return repr((self.arguments, self.scratch, launches))
+
+    @property
     def dtypes(self) -> dict[str, str]:
         """Of every tensor by name."""
         return {tensor.name: tensor.dtype for tensor in (*self.arguments, *self.scratch)}
