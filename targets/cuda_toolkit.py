@@ -70,6 +70,17 @@ def load() -> Toolkit:
     )
 
 
+@cache
+def load_runtime() -> None:
+    """Make what was compiled for CUDA loadable in this process. ToolkitError without a driver."""
+    if not _loaded(DRIVER):
+        raise ToolkitError(
+            f"{DRIVER} cannot be loaded; expected NVIDIA's driver; run this on a machine with a GPU"
+        )
+    _runtime(None)
+    _load_tvm()
+
+
 def wheels() -> Path | None:
     """The root of a CUDA 13 toolkit that was installed by pip, or None."""
     spec = find_spec("nvidia")
@@ -111,7 +122,7 @@ def _version(nvcc: Path) -> str:
     return match[1]
 
 
-def _runtime(nvcc: Path) -> str:
+def _runtime(nvcc: Path | None) -> str:
     """Load the CUDA runtime: the loader's own, or else that of the toolkit or of the wheels."""
     tried = [RUNTIME, *map(str, _beside(nvcc))]
     for name in tried:
@@ -123,9 +134,9 @@ def _runtime(nvcc: Path) -> str:
     )
 
 
-def _beside(nvcc: Path) -> Iterator[Path]:
+def _beside(nvcc: Path | None) -> Iterator[Path]:
     """Where a toolkit keeps its libraries."""
-    for root in (nvcc.resolve().parents[1], wheels()):
+    for root in (nvcc and nvcc.resolve().parents[1], wheels()):
         if root:
             yield from (
                 root / lib / RUNTIME for lib in ("lib64", "lib", "targets/x86_64-linux/lib")

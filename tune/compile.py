@@ -26,12 +26,15 @@ INPUT, OUTPUT = "image", "logits"  # names, as applications ask for them
 def compile_network(module: Any, target: Target, path: Path) -> int:
     """Write the library of a whole network to `path`; bytes of the weights in it.
 
-    SetupError when nothing can link it.
+    On a GPU all launches of an inference are one: a graph, captured the first time. SetupError when
+    nothing can link it.
     """
+    import tvm
     from tvm import relax
 
     linker(target)  # before the minute that building takes
-    with target.tvm():
+    settings = {"relax.backend.use_cuda_graph": target.kind == "cuda"}
+    with target.tvm(), tvm.transform.PassContext(config=settings):
         executable = relax.build(module, target=target.tvm())
     export(executable, target, path)
     return _weights_bytes(module)

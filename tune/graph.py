@@ -20,6 +20,8 @@ def assemble(
 ) -> Any:
     """An IRModule whose `main` takes the image (N,H,W,3) and returns the logits (N,classes).
 
+    Machine code that kernels bring along is in its attribute `external_mods`.
+
     weights      folded wt and bias by layer name, in canonical layouts
     input_dtype  of the image: the network's own by default, or uint8 for bytes as photos have them
     """
@@ -31,6 +33,7 @@ def assemble(
     builder = relax.BlockBuilder()
     image = relax.Var("image", relax.TensorType(first.x_shape, input_dtype or first.dtype))
     functions: dict[str, Any] = {}
+    brought: list[Any] = []
     with builder.function("main", [image]):
         with builder.dataflow():
             value, shape = image, first.x_shape
@@ -43,7 +46,9 @@ def assemble(
                 workload, config = choice.workload, choice.config
                 scheduled = kernel(choice.kernel)
                 if workload.key not in functions:
-                    function = scheduled.lower(workload, config, target)["main"]
+                    lowered = scheduled.lower(workload, config, target)
+                    brought += lowered.attrs.get("external_mods", []) if lowered.attrs else []
+                    function = lowered["main"]
                     name = choice.name.replace(".", "_")
                     functions[workload.key] = builder.add_func(_scheduled(function), name), function
                 symbol, function = functions[workload.key]
@@ -58,7 +63,8 @@ def assemble(
                 value = builder.emit(relax.op.reshape(value, last.y_shape))
             output = builder.emit_output(value)
         builder.emit_func_output(output)
-    return builder.get()
+    module = builder.get()
+    return module.with_attr("external_mods", brought) if brought else module
 
 
 def _weights(choice: Choice, folded: Mapping[str, tuple[Array, Array]]) -> tuple[Array, ...]:

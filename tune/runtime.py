@@ -29,8 +29,8 @@ class Network:
     once, load one in each process.
     """
 
-    def __init__(self, machine: Any, manifest: dict[str, Any]) -> None:
-        self._machine = machine
+    def __init__(self, machine: Any, manifest: dict[str, Any], device: Any) -> None:
+        self._machine, self._device = machine, device
         self._main = machine["main"]
         self.manifest = manifest
         self.input_shape = tuple(manifest["input"]["shape"])
@@ -61,10 +61,10 @@ class Network:
         return np.concatenate([nothing, *logits])[: len(images)]
 
     def bind(self, images: Any) -> Any:
-        """`images` as a tensor of TVM's, without a copy where the memory allows."""
+        """`images` as a tensor of TVM's on its device, without a copy where the memory allows."""
         import tvm
 
-        _check_memory(images)
+        _check_memory(images, self._device)
         if isinstance(images, np.ndarray):
             images = np.ascontiguousarray(images)
             aligned = images.ctypes.data % ALIGNMENT == 0 and images.flags.writeable
@@ -80,7 +80,7 @@ class Network:
                 f"images are {dtype} {shape}; expected {self.dtype} {self.input_shape}, NHWC; "
                 f"convert them, or build for another --batch, --resolution, --dtype or --input"
             )
-        return tensor
+        return tensor if tensor.device == self._device else tensor.copyto(self._device)
 
     def run(self, images: Any) -> Any:
         """The logits as a tensor of TVM's, for images that `bind` returned."""
@@ -108,8 +108,12 @@ def load(path: str | Path, threads: int | None = None) -> Network:
     from tvm.runtime.vm import VirtualMachine
 
     tvm.get_global_func("runtime.config_threadpool")(1, count)
-    machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
-    return Network(machine, manifest)
+    device = tvm.cpu()
+    if manifest["target"]["kind"] == "cuda":
+        load_cuda()
+        device = tvm.cuda()
+    machine = VirtualMachine(tvm.runtime.load_module(str(library)), device)
+    return Network(machine, manifest, device)
 
 
 def read_manifest(library: Path) -> dict[str, Any]:
@@ -137,18 +141,30 @@ def read_manifest(library: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_memory(images: Any) -> None:
-    """UsageError when `images` are no tensor, or lie where this CPU cannot read them."""
+def load_cuda() -> None:
+    """Load the GPU's side of TVM's runtime. SetupError when it cannot be had."""
+    from targets import cuda_toolkit
+
+    try:
+        cuda_toolkit.load_runtime()
+    except cuda_toolkit.ToolkitError as error:
+        raise SetupError(str(error)) from None
+
+
+def _check_memory(images: Any, device: Any) -> None:
+    """UsageError when `images` are no tensor, or lie where neither this CPU nor `device` reads."""
     if not hasattr(images, "__dlpack_device__"):
         raise UsageError(
             f"images are of type {type(images).__name__}; expected a NumPy array or another "
             f"tensor that speaks DLPack; convert them with numpy.asarray"
         )
     kind, number = images.__dlpack_device__()
-    if kind not in HOST_MEMORY:
+    own = (device.dlpack_device_type(), device.index)
+    if kind not in HOST_MEMORY and (kind, number) != own:
         raise UsageError(
             f"images lie on device {int(kind)}:{number}, as DLPack counts; expected the memory of "
-            f"this CPU; copy them there, in PyTorch with images.cpu()"
+            f"this CPU{'' if own[0] in HOST_MEMORY else ' or of the GPU that computes'}; copy them "
+            f"there, in PyTorch with images.cpu()"
         )
 
 
@@ -164,7 +180,7 @@ def _check_machine(manifest: dict[str, Any], library: Path) -> None:
     target = kind.DEVICES.get(made_for["device"])
     if target is None or not kind.can_run(target):
         raise SetupError(
-            f"{library} was built for {made_for['device']}, whose instructions this CPU lacks; "
+            f"{library} was built for {made_for['device']}, whose code this machine cannot run; "
             f"expected a build for this machine; run: python -m tune build --target x86"
         )
 

@@ -373,7 +373,7 @@ def test_other_cpu(copied: Callable[..., Path]) -> None:
         with pytest.raises(SetupError) as error:
             load(path)
         assert str(error.value) == (
-            f"{path} was built for {device}, whose instructions this CPU lacks; "
+            f"{path} was built for {device}, whose code this machine cannot run; "
             f"expected a build for this machine; run: python -m tune build --target x86"
         )
 
