@@ -135,9 +135,9 @@ def _depthwise(
     ROWS: tl.constexpr,
     ORDER: tl.constexpr,
 ) -> None:
-    BLOCKS_HO: tl.constexpr = tl.cdiv(Ho, BLOCK_HO * ROWS)
-    BLOCKS_WO: tl.constexpr = tl.cdiv(Wo, BLOCK_WO)
-    BLOCKS_C: tl.constexpr = tl.cdiv(C, BLOCK_C)
+    BLOCKS_HO: tl.constexpr = triton.cdiv(Ho, BLOCK_HO * ROWS)
+    BLOCKS_WO: tl.constexpr = triton.cdiv(Wo, BLOCK_WO)
+    BLOCKS_C: tl.constexpr = triton.cdiv(C, BLOCK_C)
     block = tl.program_id(0)
     if ORDER == "channels":
         block_c = block % BLOCKS_C

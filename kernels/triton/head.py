@@ -102,7 +102,7 @@ def _mean(
 ) -> tl.tensor:
     """Of the pixels of the image at x, by channel, (BLOCK_CI,)."""
     acc = tl.zeros((BLOCK_P, BLOCK_CI), tl.float32)
-    for block in range(tl.cdiv(P, BLOCK_P)):
+    for block in range(triton.cdiv(P, BLOCK_P)):
         p = block * BLOCK_P + tl.arange(0, BLOCK_P)  # (BLOCK_P,)
         inside = (p < P)[:, None] & (ci < Ci)[None, :]
         acc += tl.load(x + p[:, None] * Ci + ci[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -123,11 +123,11 @@ def _head(
     BLOCK_CO: tl.constexpr,
     BLOCK_CI: tl.constexpr,
 ) -> None:
-    BLOCKS_CO: tl.constexpr = tl.cdiv(Co, BLOCK_CO)
+    BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)
     n = (tl.program_id(0) // BLOCKS_CO).to(tl.int64)
     co = tl.program_id(0) % BLOCKS_CO * BLOCK_CO + tl.arange(0, BLOCK_CO)  # (BLOCK_CO,)
     acc = tl.zeros((BLOCK_CI, BLOCK_CO), tl.float32)
-    for block in range(tl.cdiv(Ci, BLOCK_CI)):
+    for block in range(triton.cdiv(Ci, BLOCK_CI)):
         ci = block * BLOCK_CI + tl.arange(0, BLOCK_CI)  # (BLOCK_CI,)
         filters = tl.load(wt + ci[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
         mean = _mean(x + n * (P * Ci), ci, P, Ci, BLOCK_P, BLOCK_CI)
@@ -145,7 +145,7 @@ def _head_pool(
     BLOCK_P: tl.constexpr,
     BLOCK_CI: tl.constexpr,
 ) -> None:
-    BLOCKS_CI: tl.constexpr = tl.cdiv(Ci, BLOCK_CI)
+    BLOCKS_CI: tl.constexpr = triton.cdiv(Ci, BLOCK_CI)
     n = (tl.program_id(0) // BLOCKS_CI).to(tl.int64)
     ci = tl.program_id(0) % BLOCKS_CI * BLOCK_CI + tl.arange(0, BLOCK_CI)  # (BLOCK_CI,)
     mean = _mean(x + n * (P * Ci), ci, P, Ci, BLOCK_P, BLOCK_CI)
@@ -166,12 +166,12 @@ def _head_dense(
     BLOCK_CO: tl.constexpr,
     BLOCK_CI: tl.constexpr,
 ) -> None:
-    BLOCKS_CO: tl.constexpr = tl.cdiv(Co, BLOCK_CO)
+    BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)
     n0 = tl.program_id(0) // BLOCKS_CO * BLOCK_N
     n = tl.arange(0, BLOCK_N)  # (BLOCK_N,)
     co = tl.program_id(0) % BLOCKS_CO * BLOCK_CO + tl.arange(0, BLOCK_CO)  # (BLOCK_CO,)
     acc = tl.zeros((BLOCK_N, BLOCK_CI, BLOCK_CO), tl.float32)
-    for block in range(tl.cdiv(Ci, BLOCK_CI)):
+    for block in range(triton.cdiv(Ci, BLOCK_CI)):
         ci = block * BLOCK_CI + tl.arange(0, BLOCK_CI)  # (BLOCK_CI,)
         filters = tl.load(wt + ci[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
         inside = (n < N - n0)[:, None] & (ci < Ci)[None, :]

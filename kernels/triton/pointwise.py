@@ -159,9 +159,9 @@ def _pointwise(
     PERSISTENT: tl.constexpr,
     SPLIT_CI: tl.constexpr,
 ) -> None:
-    BLOCKS_P: tl.constexpr = tl.cdiv(P, BLOCK_P)
-    BLOCKS_CO: tl.constexpr = tl.cdiv(Co, BLOCK_CO)
-    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(Ci, BLOCK_CI), SPLIT_CI)
+    BLOCKS_P: tl.constexpr = triton.cdiv(P, BLOCK_P)
+    BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)
+    STEPS: tl.constexpr = triton.cdiv(triton.cdiv(Ci, BLOCK_CI), SPLIT_CI)
     for tile in tl.range(
         tl.program_id(0), BLOCKS_P * BLOCKS_CO * SPLIT_CI, PROGRAMS, flatten=PERSISTENT
     ):
@@ -184,7 +184,7 @@ def _pointwise(
             pixels = x + p0.to(tl.int64) * Ci + p[:, None] * Ci + ci[None, :]
             pixels = tl.load(pixels, mask=inside, other=0.0)  # (BLOCK_P, BLOCK_CI)
             filters = wt + ci[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :]
-            if tl.cdiv(Ci, BLOCK_CI) < SPLIT_CI * STEPS:
+            if triton.cdiv(Ci, BLOCK_CI) < SPLIT_CI * STEPS:
                 filters = tl.load(filters, mask=(ci < Ci)[:, None], other=0.0)
             else:
                 filters = tl.load(filters)  # (BLOCK_CI, BLOCK_CO)

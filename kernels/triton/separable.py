@@ -166,7 +166,7 @@ def _row(
             inside = inside & (c < C)[None, :]
         at = (((n * Hi + h) * Wi + w) * C)[:, None] + c[None, :]
         value = tl.load(images + at, mask=inside, other=0.0)  # (BLOCK_P, BLOCK_C)
-        tap = tl.load(dw_wt + (kh * K + kw) * (tl.cdiv(C, BLOCK_C) * BLOCK_C) + c)  # (BLOCK_C,)
+        tap = tl.load(dw_wt + (kh * K + kw) * (triton.cdiv(C, BLOCK_C) * BLOCK_C) + c)  # (BLOCK_C,)
         row += value.to(tl.float32) * tap.to(tl.float32)[None, :]
     return row
 
@@ -198,8 +198,8 @@ def _separable(
     BLOCK_C: tl.constexpr,
     WINDOW: tl.constexpr,
 ) -> None:
-    BLOCKS_CO: tl.constexpr = tl.cdiv(Co, BLOCK_CO)
-    BLOCKS_C: tl.constexpr = tl.cdiv(C, BLOCK_C)
+    BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)
+    BLOCKS_C: tl.constexpr = triton.cdiv(C, BLOCK_C)
     tile = tl.program_id(0) // BLOCKS_CO
     co = tl.program_id(0) % BLOCKS_CO * BLOCK_CO + tl.arange(0, BLOCK_CO)  # (BLOCK_CO,)
     pixel = tl.arange(0, BLOCK_P)  # (BLOCK_P,), as n, ho, wo; n counts from the tile's first image
@@ -212,8 +212,8 @@ def _separable(
         exists = first + n < N
     else:
         BLOCK_HO: tl.constexpr = BLOCK_P // BLOCK_WO
-        BLOCKS_HO: tl.constexpr = tl.cdiv(Ho, BLOCK_HO)
-        BLOCKS_WO: tl.constexpr = tl.cdiv(Wo, BLOCK_WO)
+        BLOCKS_HO: tl.constexpr = triton.cdiv(Ho, BLOCK_HO)
+        BLOCKS_WO: tl.constexpr = triton.cdiv(Wo, BLOCK_WO)
         first = tile // (BLOCKS_HO * BLOCKS_WO)
         n = tl.zeros((BLOCK_P,), tl.int32)
         ho = tile // BLOCKS_WO % BLOCKS_HO * BLOCK_HO + pixel // BLOCK_WO

@@ -128,9 +128,9 @@ def _stem(
     BLOCK_WO: tl.constexpr,
     BLOCK_CO: tl.constexpr,
 ) -> None:
-    BLOCKS_HO: tl.constexpr = tl.cdiv(Ho, BLOCK_HO)
-    BLOCKS_WO: tl.constexpr = tl.cdiv(Wo, BLOCK_WO)
-    BLOCKS_CO: tl.constexpr = tl.cdiv(Co, BLOCK_CO)
+    BLOCKS_HO: tl.constexpr = triton.cdiv(Ho, BLOCK_HO)
+    BLOCKS_WO: tl.constexpr = triton.cdiv(Wo, BLOCK_WO)
+    BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)
     tile = tl.program_id(0) // BLOCKS_CO
     co = tl.program_id(0) % BLOCKS_CO * BLOCK_CO + tl.arange(0, BLOCK_CO)  # (BLOCK_CO,)
     pixel = tl.arange(0, BLOCK_HO * BLOCK_WO)  # (BLOCK_HO*BLOCK_WO,), as ho and wo
