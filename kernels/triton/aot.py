@@ -33,6 +33,7 @@ class Binary:
     shared_bytes  of dynamic shared memory
     registers     of a thread
     frame_bytes   of memory of a thread's own, where it spills what its registers do not hold
+    ir            the first form that the compiler gave it, in which blocks still are blocks
     """
 
     name: str
@@ -44,6 +45,7 @@ class Binary:
     shared_bytes: int
     registers: int
     frame_bytes: int
+    ir: str
 
 
 def compile_call(call: Call, target: Target) -> tuple[Binary, ...]:
@@ -83,6 +85,7 @@ def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Bina
         shared_bytes=made.metadata.shared,
         registers=used.registers,
         frame_bytes=used.frame_bytes,
+        ir=made.asm["ttir"],
     )
 
 
