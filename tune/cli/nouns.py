@@ -51,7 +51,11 @@ def site_of(options: argparse.Namespace) -> Any:
 
 
 def threads_of(options: argparse.Namespace) -> int:
-    return options.threads or os.cpu_count() or 1
+    """All cores by default; of a machine with a GPU the one that launches."""
+    from targets import machines
+
+    cores: int = machines(options.target).cores()
+    return options.threads or cores
 
 
 def model_of(options: argparse.Namespace) -> MobileNet:
