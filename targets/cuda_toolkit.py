@@ -17,18 +17,29 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from targets.target import Target
 
 DRIVER, RUNTIME = "libcuda.so.1", "libcudart.so.13"
 STAND_IN = Path(__file__).with_name("no_driver.c")
 INSTALL = "run: pip install -e '.[cuda]'"
-# TVM's default is nvrtc, which asks for one package more. Exact arithmetic costs these kernels
-# nothing: they neither divide nor call a function of libm.
-SETTINGS = {"TVM_CUDA_COMPILE_MODE": "nvcc", "TVM_CUDA_NVCC_NO_FAST_MATH": "1"}
+SETTINGS = {
+    "TVM_CUDA_COMPILE_MODE": "nvcc",  # nvrtc, TVM's default, asks for one package more
+    # Exact arithmetic costs nothing where nothing divides or calls a function of libm.
+    "TVM_CUDA_NVCC_NO_FAST_MATH": "1",
+    # The assembler's own level. At TVM's, 10, a fused kernel of 14x14x512 takes 168 registers and
+    # spills, at 5 it takes 140 and does not (ptxas 13.0.88, sm_90, 2026-11-25).
+    "TVM_CUDA_PTXAS_REG_LEVEL": "5",
+}
+# Else TVM lets a tile of sums take the place of a tile of float16 and then refuses the result.
+PASSES = {"tirx.disable_storage_rewrite": True}
 
 
 class ToolkitError(RuntimeError):
@@ -79,6 +90,19 @@ def load_runtime() -> None:
         )
     _runtime(None)
     _load_tvm()
+
+
+@contextmanager
+def compiling(target: Target, passes: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Where `tvm.compile` makes code for `target`, a GPU. ToolkitError when it cannot.
+
+    passes  settings of TVM's passes beyond our own
+    """
+    load()
+    from tvm.ir.transform import PassContext
+
+    with target.tvm(), PassContext(config={**PASSES, **(passes or {})}):
+        yield
 
 
 def wheels() -> Path | None:
