@@ -30,6 +30,12 @@ KERNELS = {
     "te.pointwise": "kernels.te.pointwise",
     "te.head": "kernels.te.head",
     "te.separable": "kernels.te.separable",
+    "te.cuda.conv": "kernels.te.cuda.conv",
+    "te.cuda.depthwise": "kernels.te.cuda.depthwise",
+    "te.cuda.pointwise": "kernels.te.cuda.pointwise",
+    "te.cuda.pointwise_wmma": "kernels.te.cuda.pointwise_wmma",
+    "te.cuda.separable": "kernels.te.cuda.separable",
+    "te.cuda.head": "kernels.te.cuda.head",
     "triton.depthwise": "kernels.triton.depthwise",
     "triton.head": "kernels.triton.head",
     "triton.pointwise": "kernels.triton.pointwise",
@@ -38,7 +44,7 @@ KERNELS = {
 }
 # A name without its last part -> the kinds of machine that such kernels are for. Others load no
 # module of theirs, and need not have installed what that imports.
-KINDS = {"te": ("x86", "arm64"), "triton": ("cuda",)}
+KINDS = {"te": ("x86", "arm64"), "te.cuda": ("cuda",), "triton": ("cuda",)}
 
 
 class Kernel(Protocol):
