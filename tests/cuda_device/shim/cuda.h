@@ -1,0 +1,2 @@
+// The driver's header: kernels include it and use nothing of it.
+#pragma once
