@@ -10,6 +10,7 @@ from typing import Any
 from kernels import kernel
 from kernels.space import Config
 from kernels.workload import Workload
+from targets.cuda_toolkit import compiling
 from targets.target import Target
 from tune import tir, ttir
 from tune.cubin import KernelFacts, inspect
@@ -50,7 +51,8 @@ def _of_tvm(scheduled: Any, target: Target) -> tuple[Launched, ...]:
     from tvm.tirx.build import codegen_build, split_host_device_mods
 
     found: list[Launched] = []
-    with target.tvm() as machine, _Images() as images:
+    with compiling(target), _Images() as images:
+        machine = target.tvm()
         lowering, _, finish = tirx.get_default_tir_pipeline(machine)
         lowered = lowering(tirx.transform.BindTarget(machine)(scheduled))
         _, by_target = split_host_device_mods(lowered)
@@ -89,12 +91,8 @@ class _Images:
     CALLBACK = "tvm_callback_cuda_compile"
 
     def __enter__(self) -> list[bytes]:
-        from tvm_ffi import get_global_func, register_global_func
-
-        from targets import cuda_toolkit
-
-        cuda_toolkit.load()
         from tvm.support import nvcc
+        from tvm_ffi import get_global_func, register_global_func
 
         self._before = get_global_func(self.CALLBACK)
         images: list[bytes] = []
