@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from kernels.workload import Workload
     from targets.target import Target
 
-# Name in logs -> module; loaded on first use.
+# Name in logs -> module, loaded on first use; of several for a workload the first is the default.
 KERNELS = {
     "te.conv": "kernels.te.conv",
     "te.depthwise": "kernels.te.depthwise",
     "te.pointwise": "kernels.te.pointwise",
     "te.head": "kernels.te.head",
     "te.separable": "kernels.te.separable",
+    "triton.depthwise": "kernels.triton.depthwise",
+    "triton.head": "kernels.triton.head",
+    "triton.pointwise": "kernels.triton.pointwise",
+    "triton.separable": "kernels.triton.separable",
+    "triton.stem": "kernels.triton.stem",
     "te.cuda.conv": "kernels.te.cuda.conv",
     "te.cuda.depthwise": "kernels.te.cuda.depthwise",
     "te.cuda.pointwise": "kernels.te.cuda.pointwise",
     "te.cuda.pointwise_wmma": "kernels.te.cuda.pointwise_wmma",
     "te.cuda.separable": "kernels.te.cuda.separable",
     "te.cuda.head": "kernels.te.cuda.head",
-    "triton.depthwise": "kernels.triton.depthwise",
-    "triton.head": "kernels.triton.head",
-    "triton.pointwise": "kernels.triton.pointwise",
-    "triton.separable": "kernels.triton.separable",
-    "triton.stem": "kernels.triton.stem",
 }
 # A name without its last part -> the kinds of machine that such kernels are for. Others load no
 # module of theirs, and need not have installed what that imports.
