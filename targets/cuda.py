@@ -248,6 +248,11 @@ def is_core(target: Target, smi: str = "nvidia-smi") -> bool:
     return any(PRODUCTS.get(product) == target.device for product, _ in _present(smi)[:1])
 
 
+def instructions(target: Target) -> frozenset[str]:
+    """Flags that the host's CPU must have: none but those of every x86-64."""
+    return frozenset()
+
+
 def cores() -> int:
     """Threads that compute on the host: one, which launches kernels."""
     return 1

@@ -48,6 +48,18 @@ def argument_shapes(function: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(size) for size in buffer.shape) for buffer in function.params)
 
 
+def prepare(target: Target) -> None:
+    """See that what compiles and links for `target` is there. SetupError when something is not."""
+    linker(target)
+    if target.kind == "cuda":
+        from targets import cuda_toolkit
+
+        try:
+            cuda_toolkit.load()
+        except cuda_toolkit.ToolkitError as error:
+            raise SetupError(str(error)) from None
+
+
 def linker(target: Target) -> tuple[str, ...]:
     """The command of a compiler driver that links for `target`. SetupError when there is none."""
     machine = machines(target.kind)

@@ -14,7 +14,7 @@ import numpy as np
 from kernels.reference import Array
 from targets import machines
 from targets.target import Target
-from tune.builder import export, linker
+from tune.builder import export
 from tune.mobilenet import MobileNet
 from tune.pins import PINS
 from tune.plan import Choice
@@ -26,13 +26,12 @@ INPUT, OUTPUT = "image", "logits"  # names, as applications ask for them
 def compile_network(module: Any, target: Target, path: Path) -> int:
     """Write the library of a whole network to `path`; bytes of the weights in it.
 
-    On a GPU all launches of an inference are one: a graph, captured the first time. SetupError when
-    nothing can link it.
+    On a GPU the launches between the first and the last one are a graph, captured the first time.
+    SetupError when nothing can link it.
     """
     import tvm
     from tvm import relax
 
-    linker(target)  # before the minute that building takes
     settings = {"relax.backend.use_cuda_graph": target.kind == "cuda"}
     with target.tvm(), tvm.transform.PassContext(config=settings):
         executable = relax.build(module, target=target.tvm())

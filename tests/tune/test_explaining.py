@@ -11,11 +11,13 @@ import pytest
 
 from targets import machines
 from tune import cli
+from tune.cubin import cubins, inspect
 from tune.errors import UsageError
 from tune.mobilenet import MobileNet
 from tune.pipeline import Log, explain
 
 MODEL = MobileNet(alpha=0.25, resolution=32, classes=10, body="shallow")
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "coffee.png"
 ARM = machines("arm64").DEVICES["cortex-a76"]
 
 
@@ -41,6 +43,26 @@ def test_the_pointwise_loops_of_the_committed_log_are_nearly_all_multiply_adds()
     }
     assert len(shares) == 9
     assert {key: share for key, share in shares.items() if share < 90} == {}
+
+
+@pytest.mark.slow
+def test_a_library_for_a_gpu_is_built_and_explained_without_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What explain names is what the library holds, and nothing spills."""
+    library, path = tmp_path / "network.so", tmp_path / "plan.json"
+    which = ["--alpha", "0.25", "--resolution", "64", "--dtype", "float16"]
+    where = ["--target", "cuda", "--device", "sm_90", "--log", str(tmp_path / "empty.jsonl")]
+    assert cli.main(["build", *where, *which, "-o", str(library)]) == 0
+    assert cli.main(["explain", *where, *which, "--code", "--json", str(path)]) == 0
+    held = {one.name for cubin in cubins(library.read_bytes()) for one in inspect(cubin).kernels}
+    rows = json.loads(path.read_text())
+    assert len(rows) == len(MobileNet().layers)
+    for row in rows:
+        assert {part.partition(",")[0] for part in row["code"].split("; ")} <= held
+        assert " 0 bytes spilt" in row["code"]
+    assert cli.main(["classify", "--lib", str(library), str(PHOTO)]) == 3
+    assert "was built for h100, whose code this machine cannot run" in capsys.readouterr().err
 
 
 def test_code_that_cannot_be_explained(tmp_path: Path) -> None:

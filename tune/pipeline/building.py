@@ -14,6 +14,7 @@ from targets import machines
 from targets.target import Endpoint, Target
 from tune import images
 from tune import weights as weights_module
+from tune.builder import prepare
 from tune.compile import compile_network, manifest, write_manifest
 from tune.errors import GateError, UsageError
 from tune.graph import assemble
@@ -51,6 +52,7 @@ def build(
     choices = plan(model.layers, log.records(missing_ok=not require_tuned), target, threads)
     if require_tuned:
         _require(choices, ("measured", "estimated") if allow_estimates else ("measured",), log)
+    prepare(target)
     folded = fold(weights_of(model, weights, seed), model)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from kernels import kernel
 from kernels.workload import Workload, flops
 from targets.target import Target
 from tune import mca
+from tune.builder import prepare
 from tune.errors import UsageError
 from tune.mobilenet import MobileNet
 from tune.pins import check_pins
@@ -21,7 +22,8 @@ def explain(
     """One row a choice of the plan: what computes it, why, how fast, and what else was known.
 
     code  also build each kernel and say what its code asks of the machine; for arm64 the hottest
-          loop by llvm-mca. UsageError where we know no such thing, SetupError without the tool.
+          loop by llvm-mca, for a GPU the launches. UsageError where we know no such thing,
+          SetupError without the tool.
     """
     check_pins()
     if code and target.kind not in READERS:
@@ -29,7 +31,10 @@ def explain(
             f"the code of {target.device} is not explained; expected a target among "
             f"{', '.join(READERS)}; leave --code out"
         )
-    read = READERS[target.kind] if code else None
+    read = None
+    if code:
+        prepare(target)
+        read = READERS[target.kind]
     found: dict[Workload, str] = {}
     rows = []
     for choice in plan(model.layers, log.records(), target, threads):
@@ -67,5 +72,17 @@ def _hot_loop(choice: Choice, target: Target) -> str:
     )
 
 
+def _launches(choice: Choice, target: Target) -> str:
+    """The functions that the library launches, and what each asks of a multiprocessor."""
+    from tune.launches import launches
+
+    return "; ".join(
+        f"{one.facts.name}, {one.blocks} blocks of {one.threads} threads, "
+        f"{one.facts.registers} registers, {one.facts.local_bytes} bytes spilt, "
+        f"{one.shared_bytes} of shared memory"
+        for one in launches(choice.workload, choice.kernel, choice.config, target)
+    )
+
+
 # Kind of machine -> what tells of a choice's code.
-READERS = {"arm64": _hot_loop}
+READERS = {"arm64": _hot_loop, "cuda": _launches}
