@@ -88,7 +88,7 @@ SMALL_SHAPES: list[Workload] = [
         for N, H, W, Ci, Co in (
             (1, 7, 7, 72, 33),
             (6, 2, 3, 1, 101),
-            (3, 1, 1, 40, 8),
+            (18, 1, 1, 40, 20),
         )
     ),
 ]
@@ -189,7 +189,7 @@ def test_every_choice_is_among_those_tested() -> None:
         "triton.pointwise": {"PERSISTENT": (0, 1), "SPLIT_CI": (1, 2, 4), "GROUP_P": (1, 8)},
         "triton.separable": {"BLOCK_WO": (0, 8), "WINDOW": ("rows", "whole")},
         "triton.stem": {"BLOCK_HO": (1, 2, 4), "BLOCK_WO": (8, 16)},
-        "triton.head": {"LAUNCHES": (1, 2), "BLOCK_N": (1, 2)},
+        "triton.head": {"LAUNCHES": (1, 2), "BLOCK_N": (1, 2, 16)},
     }
     assert set(kinds) == set(NAMES)
     wanted = {
