@@ -35,31 +35,13 @@ from kernels.workload import (
 )
 from targets import machines
 from targets.cuda_toolkit import compiling, load
-from targets.target import GpuLimits, Target
+from targets.target import Target
 from tune import weights
 from tune.graph import assemble
 from tune.mobilenet import MobileNet
 from tune.plan import Choice
 
-SM_90 = Target(
-    kind="cuda",
-    device="sm_90",
-    mcpu="sm_90",
-    features=frozenset(),
-    limits=GpuLimits(
-        arch="sm_90",
-        sms=132,
-        threads_per_sm=2048,
-        shared_per_sm_bytes=228 << 10,
-        shared_per_block_bytes=227 << 10,
-        l2_bytes=50 << 20,
-        memory_bytes_per_s=3.35e12,
-        clock_hz=1.98e9,
-        fp32_flops=67e12,
-        tensor_f16_flops=990e12,
-        tensor_tf32_flops=495e12,
-    ),
-)
+SM_90: Target = machines("cuda").DEVICES["sm_90"]
 OURS = [name for name in KERNELS if name.startswith("te.cuda.")]
 # Several blocks and several turns of every loop, yet soon done.
 FRIENDLY: list[Workload] = [
