@@ -19,6 +19,7 @@ VERBS = {
     "tune.compile",
     "tune.graph",
     "tune.images",
+    "tune.package",
     "tune.plan",
     "tune.report",
     "tune.runtime",

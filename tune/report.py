@@ -258,6 +258,28 @@ def plan_summary(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def package_table(package: dict[str, Any]) -> str:
+    """A stored `package.Package` as lines: bytes of each part, and what it took to start."""
+    parts = package["parts"]
+    total = sum(parts.values())
+    rows = [("part", "bytes"), *((name, f"{size:,}") for name, size in parts.items())]
+    lines = _aligned([*rows, ("all", f"{total:,}")], left=1)
+    lines.append(
+        f"{(total - parts['weights']) / 2**20:.2f} MiB and the weights; glibc {package['glibc']} "
+        f"or newer"
+    )
+    told = package["measured"]
+    if told is None:
+        lines.append(f"not run here: this machine is no {package['device']}")
+    else:
+        lines.append(
+            f"load {told['load_s'] * 1e3:.1f} ms, first inference {told['first_s'] * 1e3:.1f} ms, "
+            f"then {told['median_s'] * 1e3:.2f} ms on {told['threads']} threads; "
+            f"resident {told['resident_bytes'] / 2**20:.1f} MiB"
+        )
+    return "\n".join(lines)
+
+
 def model_table(model: Any) -> str:
     """The layers of a `mobilenet.MobileNet` as lines, with multiply-adds and parameters in sum."""
     lines: list[tuple[str, ...]] = [("layer", "kind", "output", "stride", "multiply-adds")]

@@ -3,9 +3,9 @@
 //     septune::Network network("mobilenet.so");
 //     std::vector<float> logits = network.run(images, count);
 //
-// Build    One source file of the program defines SEPTUNE_IMPLEMENTATION before it includes this; it
-//          alone needs a header of TVM's, <tvm/ffi/c_api.h>. Link libtvm_ffi.so and, although no
-//          symbol of it is named, libtvm_runtime.so, hence -Wl,--no-as-needed before both.
+// Build    One source file of the program defines SEPTUNE_IMPLEMENTATION before it includes this. No
+//          header of TVM's is needed. Link libtvm_ffi.so and, although no symbol of it is named,
+//          libtvm_runtime.so, hence -Wl,--no-as-needed before both.
 // Threads  A Network may be called from any thread, one call at a time: others wait. What is to run
 //          at once needs a Network each: clone() makes one that shares code and weights. Each
 //          calling thread gets workers of its own, threads() with itself, which stay until it ends.
@@ -91,8 +91,6 @@ float from_float16(std::uint16_t bits);
 #if defined(SEPTUNE_IMPLEMENTATION) && !defined(SEPTUNE_IMPLEMENTED)
 #define SEPTUNE_IMPLEMENTED
 
-#include <tvm/ffi/c_api.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdlib>
@@ -109,22 +107,101 @@ float from_float16(std::uint16_t bits);
 namespace septune {
 namespace detail {
 
+// What is used of TVM's C interface, under names of our own: no other declaration is in its way.
+namespace abi {
+
+struct Version {
+    std::uint32_t major, minor, patch;
+};
+constexpr Version VERSION{0, 1, 15}; // as the library counts, of apache-tvm-ffi 0.1.14.post1
+
+using Handle = void *;
+enum Type : std::int32_t {
+    NONE = 0,
+    INT = 1,
+    BOOL = 2,
+    RAW_STR = 8,
+    SMALL_STR = 11,
+    FIRST_COUNTED = 64, // all from here on are objects that are counted
+    STR = 65,
+    FUNCTION = 68,
+    TENSOR = 70
+};
+struct Object {
+    std::uint64_t counts;
+    std::int32_t type;
+    std::uint32_t padding;
+    void (*deleter)(void *, int);
+};
+struct Bytes {
+    const char *data;
+    std::size_t size;
+};
+struct Any {
+    std::int32_t type;
+    std::uint32_t small_size;
+    union {
+        std::int64_t number;
+        const char *text;
+        Object *object;
+        char letters[8];
+    };
+};
+struct Raised { // what an error object holds behind its head
+    Bytes kind, message;
+};
+struct Device {
+    std::int32_t kind, number;
+};
+constexpr std::int32_t CPU = 1;
+struct Dtype {
+    std::uint8_t code, bits;
+    std::uint16_t lanes;
+};
+constexpr std::uint8_t UINT = 1, FLOAT = 2;
+struct Tensor {
+    void *data;
+    Device device;
+    std::int32_t ndim;
+    Dtype dtype;
+    std::int64_t *shape, *strides;
+    std::uint64_t byte_offset;
+};
+struct Managed {
+    Tensor tensor;
+    void *context;
+    void (*deleter)(Managed *);
+};
+
+extern "C" {
+void septune_version(Version *) __asm__("TVMFFIGetVersion");
+int septune_keep(Handle) __asm__("TVMFFIObjectIncRef");
+int septune_release(Handle) __asm__("TVMFFIObjectDecRef");
+int septune_global(const Bytes *, Handle *) __asm__("TVMFFIFunctionGetGlobal");
+int septune_call(Handle, Any *, std::int32_t, Any *) __asm__("TVMFFIFunctionCall");
+void septune_raised(Handle *) __asm__("TVMFFIErrorMoveFromRaised");
+int septune_tensor(Managed *, std::int32_t, std::int32_t,
+                   Handle *) __asm__("TVMFFITensorFromDLPack");
+}
+
+} // namespace abi
+
 constexpr std::size_t ALIGNMENT = 64; // bytes; compiled code loads whole vectors
 constexpr int POOLED_ALLOCATOR = 2;   // of TVM's: memory of an inference is kept for the next
 constexpr int BIG_CORES = 1;          // TVM's affinity mode: the cores of highest frequency first
 
-inline std::string text_of(const TVMFFIByteArray &bytes) { return {bytes.data, bytes.size}; }
+inline std::string text_of(const abi::Bytes &bytes) { return {bytes.data, bytes.size}; }
 
 // Throws what the last call of the C interface raised.
 [[noreturn]] inline void rethrow(const std::string &what)
 {
-    TVMFFIObjectHandle error = nullptr;
-    TVMFFIErrorMoveFromRaised(&error);
+    abi::Handle error = nullptr;
+    abi::septune_raised(&error);
     std::string why = "no reason given";
     if (error) {
-        auto *cell = reinterpret_cast<TVMFFIErrorCell *>(static_cast<TVMFFIObject *>(error) + 1);
+        auto *cell = reinterpret_cast<abi::Raised *>(static_cast<abi::Object *>(error) + 1);
         why = text_of(cell->kind) + ": " + text_of(cell->message);
-        TVMFFIObjectDecRef(error);
+        abi::septune_release(error);
     }
     throw Error(what + ": " + why);
 }
@@ -133,18 +210,18 @@ inline std::string text_of(const TVMFFIByteArray &bytes) { return {bytes.data, b
 class Value {
 public:
     Value() : any_{} {}
-    explicit Value(TVMFFIAny owned) : any_(owned) {}
-    explicit Value(TVMFFIObjectHandle owned, int32_t type) : any_{}
+    explicit Value(abi::Any owned) : any_(owned) {}
+    explicit Value(abi::Handle owned, std::int32_t type) : any_{}
     {
-        any_.type_index = type;
-        any_.v_obj = static_cast<TVMFFIObject *>(owned);
+        any_.type = type;
+        any_.object = static_cast<abi::Object *>(owned);
     }
     Value(const Value &other) : any_(other.any_)
     {
         if (is_object())
-            TVMFFIObjectIncRef(any_.v_obj);
+            abi::septune_keep(any_.object);
     }
-    Value(Value &&other) noexcept : any_(std::exchange(other.any_, TVMFFIAny{})) {}
+    Value(Value &&other) noexcept : any_(std::exchange(other.any_, abi::Any{})) {}
     Value &operator=(Value other) noexcept
     {
         std::swap(any_, other.any_);
@@ -153,76 +230,76 @@ public:
     ~Value()
     {
         if (is_object())
-            TVMFFIObjectDecRef(any_.v_obj);
+            abi::septune_release(any_.object);
     }
 
-    const TVMFFIAny &any() const { return any_; }
-    bool is(int32_t type) const { return any_.type_index == type; }
+    const abi::Any &any() const { return any_; }
+    bool is(std::int32_t type) const { return any_.type == type; }
 
     std::string text() const
     {
-        if (is(kTVMFFISmallStr))
-            return {any_.v_bytes, any_.small_str_len};
-        if (is(kTVMFFIStr))
-            return text_of(*reinterpret_cast<TVMFFIByteArray *>(any_.v_obj + 1));
+        if (is(abi::SMALL_STR))
+            return {any_.letters, any_.small_size};
+        if (is(abi::STR))
+            return text_of(*reinterpret_cast<abi::Bytes *>(any_.object + 1));
         throw Error("not a text");
     }
     std::int64_t number() const
     {
-        if (!is(kTVMFFIInt))
+        if (!is(abi::INT))
             throw Error("not a whole number");
-        return any_.v_int64;
+        return any_.number;
     }
-    const DLTensor &tensor() const { return *reinterpret_cast<DLTensor *>(any_.v_obj + 1); }
+    const abi::Tensor &tensor() const { return *reinterpret_cast<abi::Tensor *>(any_.object + 1); }
 
 private:
-    bool is_object() const { return any_.type_index >= kTVMFFIStaticObjectBegin; }
-    TVMFFIAny any_;
+    bool is_object() const { return any_.type >= abi::FIRST_COUNTED; }
+    abi::Any any_;
 };
 
-inline TVMFFIAny borrowed(const char *text)
+inline abi::Any borrowed(const char *text)
 {
-    TVMFFIAny any{};
-    any.type_index = kTVMFFIRawStr;
-    any.v_c_str = text;
+    abi::Any any{};
+    any.type = abi::RAW_STR;
+    any.text = text;
     return any;
 }
 
-inline TVMFFIAny borrowed(std::int64_t number)
+inline abi::Any borrowed(std::int64_t number)
 {
-    TVMFFIAny any{};
-    any.type_index = kTVMFFIInt;
-    any.v_int64 = number;
+    abi::Any any{};
+    any.type = abi::INT;
+    any.number = number;
     return any;
 }
 
-inline Value call(const Value &function, std::vector<TVMFFIAny> arguments, const std::string &what)
+inline Value call(const Value &function, std::vector<abi::Any> arguments, const std::string &what)
 {
-    TVMFFIAny result{};
-    auto count = static_cast<int32_t>(arguments.size());
-    if (TVMFFIFunctionCall(function.any().v_obj, arguments.data(), count, &result) != 0)
+    abi::Any result{};
+    auto count = static_cast<std::int32_t>(arguments.size());
+    if (abi::septune_call(function.any().object, arguments.data(), count, &result) != 0)
         rethrow(what);
     return Value(result);
 }
 
 inline Value global(const char *name)
 {
-    TVMFFIObjectHandle function = nullptr;
-    TVMFFIByteArray bytes{name, std::strlen(name)};
-    if (TVMFFIFunctionGetGlobal(&bytes, &function) != 0 || !function)
+    abi::Handle function = nullptr;
+    abi::Bytes bytes{name, std::strlen(name)};
+    if (abi::septune_global(&bytes, &function) != 0 || !function)
         throw Error(std::string("TVM's runtime has no ") + name +
                     "; expected libtvm_runtime.so to be linked; link it with "
                     "-Wl,--no-as-needed before -ltvm_runtime");
-    return Value(function, kTVMFFIFunction);
+    return Value(function, abi::FUNCTION);
 }
 
 inline Value method(const Value &module, const char *name)
 {
-    TVMFFIAny inner{};
-    inner.type_index = kTVMFFIBool;
-    inner.v_int64 = 1; // look in imported modules, too
+    abi::Any inner{};
+    inner.type = abi::BOOL;
+    inner.number = 1; // look in imported modules, too
     Value found = call(global("ffi.ModuleGetFunction"), {module.any(), borrowed(name), inner}, name);
-    if (!found.is(kTVMFFIFunction))
+    if (!found.is(abi::FUNCTION))
         throw Error(std::string("the library has no function ") + name +
                     "; expected one that `septune build` has written; build it again");
     return found;
@@ -253,14 +330,14 @@ inline Port port(const Value &map)
     return port;
 }
 
-inline DLDataType dl_type(const std::string &dtype)
+inline abi::Dtype dl_type(const std::string &dtype)
 {
     if (dtype == "float32")
-        return {kDLFloat, 32, 1};
+        return {abi::FLOAT, 32, 1};
     if (dtype == "float16")
-        return {kDLFloat, 16, 1};
+        return {abi::FLOAT, 16, 1};
     if (dtype == "uint8")
-        return {kDLUInt, 8, 1};
+        return {abi::UINT, 8, 1};
     throw Error("dtype " + dtype + " is not known; expected float32, float16 or uint8; "
                 "copy a newer septune.hpp");
 }
@@ -395,20 +472,19 @@ inline void check_machine(const Value &manifest, const std::string &path)
                         "build it with its --device");
 }
 
-// The C interface of the linked library is the one that this was compiled against.
+// The linked library has the interface that is declared above.
 inline void check_interface()
 {
-    TVMFFIVersion here;
-    TVMFFIGetVersion(&here);
-    auto spelt = [](std::uint32_t a, std::uint32_t b, std::uint32_t c) {
-        return std::to_string(a) + '.' + std::to_string(b) + '.' + std::to_string(c);
+    abi::Version here;
+    abi::septune_version(&here);
+    auto spelt = [](const abi::Version &version) {
+        return std::to_string(version.major) + '.' + std::to_string(version.minor) + '.' +
+               std::to_string(version.patch);
     };
-    const std::string found = spelt(here.major, here.minor, here.patch);
-    const std::string compiled =
-        spelt(TVM_FFI_VERSION_MAJOR, TVM_FFI_VERSION_MINOR, TVM_FFI_VERSION_PATCH);
+    const std::string found = spelt(here), compiled = spelt(abi::VERSION);
     if (found != compiled)
-        throw Error("libtvm_ffi.so has version " + found + "; expected " + compiled +
-                    ", whose header this program was compiled with; compile it again");
+        throw Error("libtvm_ffi.so calls itself " + found + "; expected " + compiled +
+                    ", which septune.hpp was written for; link that, or copy a newer septune.hpp");
 }
 
 inline void check_library(const Value &manifest, const std::string &path, bool verify)
@@ -492,27 +568,25 @@ inline void use_threads(int count)
 // A tensor of TVM's on memory of somebody else's, who keeps it until the inference has ended.
 inline Value view(const Port &port, const void *data)
 {
-    struct Managed {
-        DLManagedTensor tensor{};
+    struct Owner {
+        abi::Managed managed{};
         std::vector<std::int64_t> shape;
     };
-    auto managed = std::make_unique<Managed>();
-    managed->shape = port.shape;
-    DLTensor &tensor = managed->tensor.dl_tensor;
+    auto owner = std::make_unique<Owner>();
+    owner->shape = port.shape;
+    abi::Tensor &tensor = owner->managed.tensor;
     tensor.data = const_cast<void *>(data);
-    tensor.device = {kDLCPU, 0};
-    tensor.ndim = static_cast<int32_t>(port.shape.size());
+    tensor.device = {abi::CPU, 0};
+    tensor.ndim = static_cast<std::int32_t>(port.shape.size());
     tensor.dtype = dl_type(port.dtype);
-    tensor.shape = managed->shape.data();
-    managed->tensor.manager_ctx = managed.get();
-    managed->tensor.deleter = [](DLManagedTensor *self) {
-        delete static_cast<Managed *>(self->manager_ctx);
-    };
-    TVMFFIObjectHandle handle = nullptr;
-    if (TVMFFITensorFromDLPack(&managed->tensor, ALIGNMENT, 1, &handle) != 0)
+    tensor.shape = owner->shape.data();
+    owner->managed.context = owner.get();
+    owner->managed.deleter = [](abi::Managed *self) { delete static_cast<Owner *>(self->context); };
+    abi::Handle handle = nullptr;
+    if (abi::septune_tensor(&owner->managed, ALIGNMENT, 1, &handle) != 0)
         rethrow(port.name);
-    managed.release();
-    return Value(handle, kTVMFFITensor);
+    owner.release();
+    return Value(handle, abi::TENSOR);
 }
 
 struct Freed {
@@ -602,9 +676,9 @@ struct Network::State {
         } catch (const Error &error) {
             throw detail::unloadable(error, artifact->made_with);
         }
-        std::vector<TVMFFIAny> where;
+        std::vector<detail::abi::Any> where;
         for (int i = 0; i < 2; ++i) // where it computes, and where its host is
-            for (std::int64_t value : {int(kDLCPU), 0, detail::POOLED_ALLOCATOR})
+            for (std::int64_t value : {int(detail::abi::CPU), 0, detail::POOLED_ALLOCATOR})
                 where.push_back(borrowed(value));
         call(method(machine, "vm_initialization"), where, "vm_initialization");
         main = method(machine, "main");
@@ -618,7 +692,7 @@ struct Network::State {
         std::lock_guard<std::mutex> lock(mutex);
         const auto &inputs = artifact->inputs, &outputs = artifact->outputs;
         std::vector<detail::Value> tensors;
-        std::vector<TVMFFIAny> arguments;
+        std::vector<detail::abi::Any> arguments;
         for (std::size_t i = 0; i < inputs.size(); ++i) {
             const void *data = detail::named(given, inputs, i, "inputs are");
             if (reinterpret_cast<std::uintptr_t>(data) % detail::ALIGNMENT != 0)
@@ -629,7 +703,7 @@ struct Network::State {
         void *out = detail::named(taken, outputs, 0, "outputs are");
         detail::use_threads(artifact->threads);
         detail::Value result = call(main, arguments, "inference");
-        if (!result.is(kTVMFFITensor))
+        if (!result.is(detail::abi::TENSOR))
             throw Error("the network returned no tensor; expected one; build it again");
         std::memcpy(out, result.tensor().data, outputs[0].bytes());
     }

@@ -67,7 +67,7 @@ def compiled(output: Path, *words: str | Path) -> Path:
     tvm, ffi = site() / "tvm" / "lib", site() / "tvm_ffi" / "lib"
     run(
         *("g++", "-O1", "-std=c++17", "-pthread", *WARNINGS, f"-I{CPP}", *words, "-o", output),
-        *(f"-I{site() / 'tvm_ffi' / 'include'}", f"-L{tvm}", f"-L{ffi}", f"-Wl,-rpath,{tvm}:{ffi}"),
+        *(f"-L{tvm}", f"-L{ffi}", f"-Wl,-rpath,{tvm}:{ffi}"),
         *("-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi"),
     )
     return output
@@ -108,6 +108,63 @@ def test_header_alone_needs_nothing_of_tvm(tmp_path: Path) -> None:
     interface = (CPP / "septune.hpp").read_text().partition("#endif // SEPTUNE_HPP")[0]
     code = [line for line in interface.splitlines() if not line.lstrip().startswith("//")]
     assert not [line for line in code if "TVM" in line or "tvm" in line or "DL" in line]
+
+
+# What septune.hpp declares of TVM's interface, beside the original.
+AGREEMENT = """
+#define SEPTUNE_IMPLEMENTATION
+#include "septune.hpp"
+#include <tvm/ffi/c_api.h>
+namespace abi = septune::detail::abi;
+#define SAME(ours, theirs) static_assert(static_cast<long>(ours) == static_cast<long>(theirs), "")
+#define SIZE(ours, theirs) SAME(sizeof(ours), sizeof(theirs))
+#define PLACE(ours, a, theirs, b) SAME(offsetof(ours, a), offsetof(theirs, b))
+SAME(abi::VERSION.major, TVM_FFI_VERSION_MAJOR);
+SAME(abi::VERSION.minor, TVM_FFI_VERSION_MINOR);
+SAME(abi::VERSION.patch, TVM_FFI_VERSION_PATCH);
+SAME(abi::NONE, kTVMFFINone);
+SAME(abi::INT, kTVMFFIInt);
+SAME(abi::BOOL, kTVMFFIBool);
+SAME(abi::RAW_STR, kTVMFFIRawStr);
+SAME(abi::SMALL_STR, kTVMFFISmallStr);
+SAME(abi::FIRST_COUNTED, kTVMFFIStaticObjectBegin);
+SAME(abi::STR, kTVMFFIStr);
+SAME(abi::FUNCTION, kTVMFFIFunction);
+SAME(abi::TENSOR, kTVMFFITensor);
+SAME(abi::CPU, kDLCPU);
+SAME(abi::UINT, kDLUInt);
+SAME(abi::FLOAT, kDLFloat);
+SIZE(abi::Version, TVMFFIVersion);
+SIZE(abi::Object, TVMFFIObject);
+PLACE(abi::Object, type, TVMFFIObject, type_index);
+SIZE(abi::Bytes, TVMFFIByteArray);
+PLACE(abi::Bytes, size, TVMFFIByteArray, size);
+SIZE(abi::Any, TVMFFIAny);
+PLACE(abi::Any, small_size, TVMFFIAny, small_str_len);
+PLACE(abi::Any, number, TVMFFIAny, v_int64);
+PLACE(abi::Any, letters, TVMFFIAny, v_bytes);
+PLACE(abi::Raised, kind, TVMFFIErrorCell, kind);
+PLACE(abi::Raised, message, TVMFFIErrorCell, message);
+SIZE(abi::Tensor, DLTensor);
+PLACE(abi::Tensor, device, DLTensor, device);
+PLACE(abi::Tensor, ndim, DLTensor, ndim);
+PLACE(abi::Tensor, dtype, DLTensor, dtype);
+PLACE(abi::Dtype, bits, DLDataType, bits);
+PLACE(abi::Dtype, lanes, DLDataType, lanes);
+PLACE(abi::Tensor, shape, DLTensor, shape);
+PLACE(abi::Tensor, strides, DLTensor, strides);
+PLACE(abi::Tensor, byte_offset, DLTensor, byte_offset);
+SIZE(abi::Managed, DLManagedTensor);
+PLACE(abi::Managed, context, DLManagedTensor, manager_ctx);
+PLACE(abi::Managed, deleter, DLManagedTensor, deleter);
+"""
+
+
+def test_declarations_agree_with_tvms_own(tmp_path: Path) -> None:
+    (tmp_path / "agree.cc").write_text(AGREEMENT)
+    headers = f"-I{site() / 'tvm_ffi' / 'include'}"
+    compile_it = ("g++", "-std=c++17", f"-I{CPP}", headers, "-c", tmp_path / "agree.cc")
+    run(*compile_it, "-o", tmp_path / "agree.o")
 
 
 def test_header_serves_a_program_of_several_sources(library: Path, tmp_path: Path) -> None:
@@ -281,10 +338,10 @@ def test_tvm_without_its_runtime_is_told(library: Path, tmp_path: Path) -> None:
         "    }\n"
         "}\n"
     )
-    ffi = site() / "tvm_ffi"
+    ffi = site() / "tvm_ffi" / "lib"
     run(
-        *("g++", "-std=c++17", f"-I{CPP}", f"-I{ffi / 'include'}", source, "-o", tmp_path / "main"),
-        *(f"-L{ffi / 'lib'}", f"-Wl,-rpath,{ffi / 'lib'}", "-ltvm_ffi"),
+        *("g++", "-std=c++17", f"-I{CPP}", source, "-o", tmp_path / "main"),
+        *(f"-L{ffi}", f"-Wl,-rpath,{ffi}", "-ltvm_ffi"),
     )
     assert refused(tmp_path / "main", library).endswith(
         "expected libtvm_runtime.so to be linked; link it with -Wl,--no-as-needed before "
@@ -431,10 +488,7 @@ def test_built_for_arm64_it_answers_on_the_emulated_board(
     if shutil.which("cmake") is None or shutil.which("aarch64-linux-gnu-g++") is None:
         pytest.skip("no cmake and aarch64-linux-gnu-g++ on PATH")
     wheels = folder / "site-aarch64"
-    (wheels / "tvm_ffi").mkdir(parents=True)
-    (wheels / "tvm").symlink_to(system.site / "tvm")
-    (wheels / "tvm_ffi" / "lib").symlink_to(system.site / "tvm_ffi" / "lib")
-    (wheels / "tvm_ffi" / "include").symlink_to(site() / "tvm_ffi" / "include")
+    wheels.symlink_to(system.site)
     run("bash", "-euc", commands("aarch64"), cwd=folder)
     device = arm64.DEVICES["cortex-a76"]
     library = build(MobileNet(), tmp_path / "a76.so", device)

@@ -74,6 +74,14 @@ def parser() -> Parser:
     bench.add_argument("--rounds", type=count, default=15, metavar="N", help="default: 15")
     bench.set_defaults(verb=verbs.bench)
 
+    package = known.add_parser(
+        "package", parents=[machine, network, result], help="a folder that runs without Python"
+    )
+    package.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
+    package.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
+    package.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    package.set_defaults(verb=verbs.package)
+
     emulated = known.add_parser("board", help="an emulated arm64 board on this machine")
     emulated.add_argument("action", choices=("start", "stop", "status"))
     emulated.add_argument("--port", type=count, default=9090, metavar="N", help="default: 9090")

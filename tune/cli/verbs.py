@@ -108,10 +108,33 @@ def bench(options: argparse.Namespace) -> None:
         library=options.lib,
         peers=options.peers,
         rounds=options.rounds,
-        progress=lambda line: print(line, file=sys.stderr),
+        progress=_tell,
     )
     print(comparison_table(result) if "floor_s" in result else tally_table(result))
     write_json(options, result)
+
+
+def package(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report import package_table
+
+    if options.lib is not None:
+        made = pipeline.package(options.lib, options.target, options.output, progress=_tell)
+    else:
+        target = target_of(options)
+        made = pipeline.build_package(
+            model_of(options),
+            target,
+            pipeline.Log.at(options.log, target),
+            threads=threads_of(options),
+            weights=options.weights,
+            seed=options.seed,
+            folder=options.output,
+            progress=_tell,
+        )
+    print(package_table(made))
+    print(f"folder: {options.output}")
+    write_json(options, made)
 
 
 def show_model(options: argparse.Namespace) -> None:
@@ -151,12 +174,9 @@ def list_targets(options: argparse.Namespace) -> None:
 def board(options: argparse.Namespace) -> None:
     from tune import board as boards
 
-    def progress(line: str) -> None:
-        print(line, file=sys.stderr)
-
     match options.action:
         case "start":
-            state = boards.start(options.port, progress)
+            state = boards.start(options.port, _tell)
         case "stop":
             state = boards.stop(options.port)
         case _:
@@ -164,3 +184,7 @@ def board(options: argparse.Namespace) -> None:
     print(f"board at {state.address}: {'off' if state.pid is None else f'on, process {state.pid}'}")
     if state.pid is not None:
         print(f"log: {state.log}")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -6,16 +6,13 @@ Packages come from wherever this machine's own apt and pip take theirs.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
-import sys
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tune.emulator import qemu
+from tune.emulator import qemu, wheels
 from tune.emulator.cache import cache, once
 from tune.errors import SetupError
 from tune.pins import PINS
@@ -30,10 +27,6 @@ PYTHON = (
     "tornado>=6,<7",
     "typing_extensions",
 )
-# What only compiling needs; of these the compiler's library is the bulk.
-LEFT_OUT = re.compile(r"libtvm_compiler|libtvm_runtime_cuda|/include/|/tests?/")
-MANYLINUX = ("2_28", "2_27", "2_26", "2_24", "2_17", "2014")
-
 # The core that the system shows: a Raspberry Pi 5's. Older versions of QEMU show the host's file,
 # but every version looks below the root first.
 CORE = "cortex-a76"
@@ -179,20 +172,7 @@ def unpack_debian(packages: Sequence[str], root: Path, scratch: Path) -> None:
 
 def unpack_wheels(requirements: Sequence[str], root: Path, site: Path, scratch: Path) -> None:
     """Unpack aarch64 wheels of exactly `requirements` into `site`, for the Python below `root`."""
-    version = interpreter(root).name.removeprefix("python")
-    platforms = (part for tag in MANYLINUX for part in ("--platform", _platform(tag)))
-    pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
-    target = ("--only-binary", ":all:", "--python-version", version, *platforms)
-    _run(
-        [*pip, "--dest", str(scratch), *target, *requirements],
-        f"pip cannot fetch aarch64 wheels of {', '.join(requirements)}",
-        "see that this Python has pip and that pip reaches its index",
-    )
-    for wheel in sorted(scratch.glob("*.whl")):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(
-                site, [name for name in archive.namelist() if not LEFT_OUT.search(name)]
-            )
+    wheels.unpack(requirements, interpreter(root).name.removeprefix("python"), site, scratch)
 
 
 def interpreter(root: Path) -> Path:
@@ -215,7 +195,3 @@ def _option(name: str, value: str | Path) -> tuple[str, str]:
 
 def _setting(name: str, value: str) -> tuple[str, str]:
     return "-E", f"{name}={value}"
-
-
-def _platform(tag: str) -> str:
-    return f"manylinux{tag}_aarch64" if tag.isdigit() else f"manylinux_{tag}_aarch64"

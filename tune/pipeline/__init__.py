@@ -6,6 +6,7 @@ from tune.pipeline.building import build, classify
 from tune.pipeline.comparing import bench
 from tune.pipeline.explaining import explain
 from tune.pipeline.modelling import roofline
+from tune.pipeline.packaging import build_package, package
 from tune.pipeline.records import Log, show, winners
 from tune.pipeline.tuning import Progress, Site, tune
 
@@ -15,8 +16,10 @@ __all__ = [
     "Site",
     "bench",
     "build",
+    "build_package",
     "classify",
     "explain",
+    "package",
     "roofline",
     "show",
     "tune",
