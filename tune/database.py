@@ -138,6 +138,24 @@ def read(path: Path, *, missing_ok: bool = False) -> Log:
     return Log(records=records, skipped=len(parsed) - len(records))
 
 
+def decode(found: Any) -> Record | None:
+    """The record with the fields in `found`, None when they are none of this format."""
+    try:
+        if found["format"] != FORMAT:
+            return None
+        found["seconds"] = tuple(found["seconds"])
+        found["ran"] = tuple(found["ran"]) if found.get("ran") else None
+        record = Record(**{name: found[name] for name in _FIELDS if name in found})
+    except (ValueError, TypeError, KeyError):
+        return None
+    return record if _is_sound(record) else None
+
+
+def identity(record: Record) -> str:
+    """A text that only equal records share."""
+    return canonical(asdict(record))
+
+
 def best(
     records: Iterable[Record],
     *,
@@ -220,18 +238,12 @@ _FIELDS = tuple(field.name for field in fields(Record))
 _TEXTS = ("workload", "kernel", "kernel_version", "target", "device", "tvm", "when")
 
 
-def _parse(line: bytes) -> Record | None:
-    """The record in `line`, None when it holds none of this format."""
+def _parse(text: bytes) -> Record | None:
+    """The record in a line, None when it holds none of this format."""
     try:
-        found = json.loads(line)
-        if found["format"] != FORMAT:
-            return None
-        found["seconds"] = tuple(found["seconds"])
-        found["ran"] = tuple(found["ran"]) if found.get("ran") else None
-        record = Record(**{name: found[name] for name in _FIELDS if name in found})
-    except (ValueError, TypeError, KeyError, RecursionError):
+        return decode(json.loads(text))
+    except (ValueError, RecursionError):
         return None
-    return record if _is_sound(record) else None
 
 
 def _is_sound(record: Record) -> bool:

@@ -270,14 +270,23 @@ def test_build_without_records_says_so(tmp_path: Path, capsys: pytest.CaptureFix
 def test_build_that_requires_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log, library = tmp_path / "log", tmp_path / "net.so"
     arguments = ["build", *SMALL, "--require-tuned", "--log", log, "-o", library]
-    ending = f" in {log}; expected one of each layer, measured on this device with these threads; "
-    ending += "run: python -m tune run"
+    ending = f"; expected one of each layer, measured on {HOST.device}, threads 1, by the present "
+    ending += "kernels; run: python -m tune run --target x86"
+    start = f"no record in {log} for "
     names = [layer.name for layer in MODEL.layers]
 
     log.touch()
-    assert failure(capsys, *arguments) == (1, f"no record for {', '.join(names)}{ending}")
-    database.append(log, [record(), record(threads=2, workload=MODEL.layers[1].workload.key)])
-    assert failure(capsys, *arguments) == (1, f"no record for {', '.join(names[1:])}{ending}")
+    assert failure(capsys, *arguments) == (1, f"{start}{', '.join(names)} (none){ending}")
+    depthwise = {
+        "kernel": "te.depthwise",
+        "kernel_version": version("te.depthwise", "x86", "float32"),
+    }
+    second = record(threads=2, workload=MODEL.layers[1].workload.key, **depthwise)
+    database.append(log, [record(), second])
+    told = f"{names[1]} (only with threads 2), {', '.join(names[2:])} (none)"
+    for verb in ("build", "log"):
+        words = arguments if verb == "build" else ["log", "check", *SMALL, "--log", log]
+        assert failure(capsys, *words) == (1, f"{start}{told}{ending}")
     assert not library.exists()
     log.unlink()
     assert failure(capsys, *arguments)[0] == 4

@@ -85,6 +85,14 @@ def duration(text: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def share(text: str) -> float:
+    """A part of one in a text such as 10% or 2.5%."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; expected e.g. 10% or 2.5%")
+    return float(match[1]) / 100
+
+
 def endpoint(text: str) -> Endpoint:
     try:
         return Endpoint.parse(text)

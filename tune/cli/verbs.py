@@ -116,7 +116,7 @@ def bench(options: argparse.Namespace) -> None:
 
 def package(options: argparse.Namespace) -> None:
     from tune import pipeline
-    from tune.report import package_table
+    from tune.report.files import package_table
 
     if options.lib is not None:
         made = pipeline.package(options.lib, options.target, options.output, progress=_tell)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from tune.pipeline.building import build, classify
+from tune.pipeline.checking import check
 from tune.pipeline.comparing import bench
+from tune.pipeline.exchange import read_csv, write_csv
 from tune.pipeline.explaining import explain
+from tune.pipeline.logs import add, best, diff, merge, prune, stats
 from tune.pipeline.modelling import roofline
 from tune.pipeline.packaging import build_package, package
 from tune.pipeline.records import Log, show, winners
@@ -14,14 +17,23 @@ __all__ = [
     "Log",
     "Progress",
     "Site",
+    "add",
     "bench",
+    "best",
     "build",
     "build_package",
+    "check",
     "classify",
+    "diff",
     "explain",
+    "merge",
     "package",
+    "prune",
+    "read_csv",
     "roofline",
     "show",
+    "stats",
     "tune",
     "winners",
+    "write_csv",
 ]

@@ -16,12 +16,13 @@ from tune import images
 from tune import weights as weights_module
 from tune.builder import prepare
 from tune.compile import compile_network, manifest, write_manifest
-from tune.errors import GateError, UsageError
+from tune.errors import UsageError
 from tune.graph import assemble
 from tune.mobilenet import MobileNet
 from tune.pins import check_pins
+from tune.pipeline.checking import require
 from tune.pipeline.records import Log
-from tune.plan import Choice, plan
+from tune.plan import plan
 from tune.runtime import load, read_manifest
 from tune.weights import Weights, fold
 
@@ -43,15 +44,15 @@ def build(
 
     weights      a checkpoint; None takes the ImageNet one where it fits the model, else random ones
     input_dtype  of the images: uint8, or None for the model's own
-    GateError, naming the layers, when `require_tuned` and some have no record of their own, which
-    an estimate is only with `allow_estimates`.
+    GateError as `checking.require` says when `require_tuned`.
     """
     check_pins()
     if output.suffix != ".so":
         raise UsageError(f"output {output} is no .so; expected a name such as mobilenet_v1.so")
-    choices = plan(model.layers, log.records(missing_ok=not require_tuned), target, threads)
+    records = log.records(missing_ok=not require_tuned)
+    choices = plan(model.layers, records, target, threads)
     if require_tuned:
-        _require(choices, ("measured", "estimated") if allow_estimates else ("measured",), log)
+        require(choices, records, target, log, threads=threads, allow_estimates=allow_estimates)
     prepare(target)
     folded = fold(weights_of(model, weights, seed), model)
     try:
@@ -125,13 +126,3 @@ def weights_of(model: MobileNet, path: Path | None, seed: int) -> Weights:
     if source is None:
         return weights_module.random(model, seed)
     return weights_module.read(source, model)
-
-
-def _require(choices: Sequence[Choice], enough: Sequence[str], log: Log) -> None:
-    """GateError, naming the layers, unless every choice is made for one of the reasons `enough`."""
-    lacking = [choice.name for choice in choices if choice.why not in enough]
-    if lacking:
-        raise GateError(
-            f"no record for {', '.join(lacking)} in {log.path}; expected one of each layer, "
-            f"{' or '.join(enough)} on this device with these threads; run: python -m tune run"
-        )

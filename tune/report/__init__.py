@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tune.report.table import aligned, units
+
 COMPARISON_COLUMNS = (
     "name",
     "version",
@@ -58,7 +60,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
         f"floor {floor_s * 1e3:.2f} ms, load average {comparison['load_average']:.2f}"
     )
     absent = [f"absent: {each['name']}: {each['reason']}" for each in comparison["absent"]]
-    return "\n".join([conditions, "", *_aligned([COMPARISON_COLUMNS, *rows], left=2), *absent])
+    return "\n".join([conditions, "", *aligned([COMPARISON_COLUMNS, *rows], left=2), *absent])
 
 
 def tally_table(tally: dict[str, Any]) -> str:
@@ -83,21 +85,12 @@ def tally_table(tally: dict[str, Any]) -> str:
         f"{tally['device']}, floor {tally['floor'] / 1e6:.1f} M"
     )
     absent = [f"absent: {each['name']}: {each['reason']}" for each in tally["absent"]]
-    return "\n".join([conditions, "", *_aligned([head, *rows], left=2), *absent])
-
-
-def _units(estimators: set[str | None]) -> tuple[str, str]:
-    """Names of 1e-6 and 1e-3 of what the records' seconds stand for: an estimate's are nominal."""
-    if len(estimators) > 1:
-        return "µs or k", "ms or M"
-    (estimator,) = estimators
-    counted = {"instructions": "instructions", "mca": "cycles"}.get(estimator or "")
-    return ("µs", "ms") if counted is None else (f"k {counted}", f"M {counted}")
+    return "\n".join([conditions, "", *aligned([head, *rows], left=2), *absent])
 
 
 def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of `pipeline.winners` or `pipeline.show` as lines: the best of each workload."""
-    small, large = _units({row["estimator"] for row in rows if row["trials"]} or {None})
+    small, large = units({row["estimator"] for row in rows if row["trials"]} or {None})
     head = ("workload", "config", "trials", small, "GFLOP/s", "% of peak", "default ×")
     named = any("device" in row for row in rows)
     lines = [("device", *head) if named else head]
@@ -114,7 +107,7 @@ def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
             ]
         place = f"{row['device']}/{row['estimator'] or row['threads']}" if named else None
         lines.append(tuple(cells) if place is None else (place, *cells))
-    table = "\n".join(_aligned(lines, left=3 if named else 2))
+    table = "\n".join(aligned(lines, left=3 if named else 2))
     if named or any(row["time_s"] is None for row in rows):
         return table
     total_s = sum(row["layers"] * row["time_s"] for row in rows)
@@ -123,7 +116,7 @@ def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def plan_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of `pipeline.explain` as lines: one a choice, and the sum of what is known."""
-    small, large = _units({row["estimator"] for row in rows if row["time_s"]} or {None})
+    small, large = units({row["estimator"] for row in rows if row["time_s"]} or {None})
     lines = [("layer", "kernel", "config", "why", small, "% of peak", "because")]
     for row in rows:
         took = share = because = ""
@@ -135,7 +128,7 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> str:
             because = f"{fused} in one, {apart} apart"
         config = " ".join(f"{name}={value}" for name, value in row["config"].items())
         lines.append((row["name"], row["kernel"], config, row["why"], took, share, because))
-    table = _aligned(lines, left=4)
+    table = aligned(lines, left=4)
     codes = {row["workload"]: row["code"] for row in rows if row["code"] is not None}
     table += [f"{workload}: {code}" for workload, code in codes.items()]
     known = [row["time_s"] for row in rows if row["time_s"] is not None]
@@ -147,7 +140,7 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> str:
 def progress_line(event: Any) -> str:
     """A `pipeline.Progress` as a line: what was measured, the best of its workload, time left."""
     record = event.record
-    result = record.error or f"{record.time_s * 1e6:.1f} {_units({record.estimator})[0]}"
+    result = record.error or f"{record.time_s * 1e6:.1f} {units({record.estimator})[0]}"
     best = ""
     if event.best_s is not None:
         rate = event.flops / event.best_s
@@ -159,7 +152,7 @@ def progress_line(event: Any) -> str:
 def findings_table(findings: Sequence[Any]) -> str:
     """`doctor.Finding`s as lines, what is missing with its remedy."""
     rows = [(each.what, each.found or f"missing: {each.remedy}") for each in findings]
-    return "\n".join(_aligned(rows, left=2))
+    return "\n".join(aligned(rows, left=2))
 
 
 def roofline_table(result: dict[str, Any]) -> str:
@@ -187,7 +180,7 @@ def roofline_table(result: dict[str, Any]) -> str:
         )
         for row in result["kernels"]
     ]
-    lines += [*_aligned([head, *rows], left=1), ""]
+    lines += [*aligned([head, *rows], left=1), ""]
     sums = ("network", "math", "kernels", "floor µs", f"+ {node_s * 1e6:g} µs each", "predicted µs")
     totals = [
         (
@@ -200,7 +193,7 @@ def roofline_table(result: dict[str, Any]) -> str:
         )
         for total in result["totals"]
     ]
-    lines += _aligned([sums, *totals], left=2)
+    lines += aligned([sums, *totals], left=2)
     lines.append(
         f"+ {node_s * 1e6:g} µs each: what a kernel costs in a CUDA graph, assumed, and a part of "
         f"predictions"
@@ -242,7 +235,7 @@ def devices_table(devices: Sequence[Any]) -> str:
                     str(limits.l2_bytes // 1024),
                 )
             )
-    tables = [_aligned(cpus, left=2), _aligned(gpus, left=3)]
+    tables = [aligned(cpus, left=2), aligned(gpus, left=3)]
     return "\n".join(line for table in tables if len(table) > 1 for line in [*table, ""]).rstrip()
 
 
@@ -255,28 +248,6 @@ def plan_summary(manifest: dict[str, Any]) -> str:
     for why, consequence in WHYS.items():
         if consequence and counts[why]:
             lines.append(f"{why}: {', '.join(counts[why])}; {consequence}")
-    return "\n".join(lines)
-
-
-def package_table(package: dict[str, Any]) -> str:
-    """A stored `package.Package` as lines: bytes of each part, and what it took to start."""
-    parts = package["parts"]
-    total = sum(parts.values())
-    rows = [("part", "bytes"), *((name, f"{size:,}") for name, size in parts.items())]
-    lines = _aligned([*rows, ("all", f"{total:,}")], left=1)
-    lines.append(
-        f"{(total - parts['weights']) / 2**20:.2f} MiB and the weights; glibc {package['glibc']} "
-        f"or newer"
-    )
-    told = package["measured"]
-    if told is None:
-        lines.append(f"not run here: this machine is no {package['device']}")
-    else:
-        lines.append(
-            f"load {told['load_s'] * 1e3:.1f} ms, first inference {told['first_s'] * 1e3:.1f} ms, "
-            f"then {told['median_s'] * 1e3:.2f} ms on {told['threads']} threads; "
-            f"resident {told['resident_bytes'] / 2**20:.1f} MiB"
-        )
     return "\n".join(lines)
 
 
@@ -293,16 +264,4 @@ def model_table(model: Any) -> str:
         f"{model.macs / 1e6:.2f} M multiply-adds, {model.parameters:,} parameters, "
         f"{model.classes} classes"
     )
-    return "\n".join([*_aligned(lines, left=3), total])
-
-
-def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """The rows as lines, columns padded to one width; the first `left` columns are words."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return "\n".join([*aligned(lines, left=3), total])
