@@ -35,6 +35,7 @@ from kernels.triton.tile import (
     choices,
     cover,
     nearest,
+    on_gpu,
     padded,
     window,
 )
@@ -48,7 +49,7 @@ NUM_WARPS = (1, 2, 4, 8)
 def supports(workload: Workload, target: Target) -> bool:
     return (
         isinstance(workload, Depthwise)
-        and target.kind == "cuda"
+        and on_gpu(target)
         and workload.K <= MOST_WINDOW
         and workload.Hi * workload.Wi * workload.C < MOST_ELEMENTS
     )

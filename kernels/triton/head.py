@@ -31,6 +31,7 @@ from kernels.triton.tile import (
     choices,
     cover,
     nearest,
+    on_gpu,
     padded,
     precisions,
 )
@@ -45,7 +46,7 @@ STAGES = 3  # steps of a dense layer on tensor cores that are under way at once
 def supports(workload: Workload, target: Target) -> bool:
     return (
         isinstance(workload, Head)
-        and target.kind == "cuda"
+        and on_gpu(target)
         and max(workload.H * workload.W, workload.Co) * workload.Ci < MOST_ELEMENTS
     )
 

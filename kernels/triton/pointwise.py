@@ -32,6 +32,7 @@ from kernels.triton.tile import (
     blocks,
     choices,
     nearest,
+    on_gpu,
     padded,
     precisions,
 )
@@ -45,7 +46,7 @@ SUMMED = 1024  # outputs of one program of the second launch
 def supports(workload: Workload, target: Target) -> bool:
     return (
         isinstance(workload, Pointwise)
-        and target.kind == "cuda"
+        and on_gpu(target)
         and max(_pixels(workload), workload.Ci * workload.Co) < MOST_ELEMENTS
     )
 

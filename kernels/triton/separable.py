@@ -38,6 +38,7 @@ from kernels.triton.tile import (
     blocks,
     choices,
     nearest,
+    on_gpu,
     padded,
     precisions,
     window,
@@ -51,7 +52,7 @@ TILE = ("BLOCK_P", "BLOCK_CO", "BLOCK_C")
 def supports(workload: Workload, target: Target) -> bool:
     return (
         isinstance(workload, Separable)
-        and target.kind == "cuda"
+        and on_gpu(target)
         and workload.K <= MOST_WINDOW
         and max(workload.Hi * workload.Wi * workload.C, workload.Ho * workload.Wo * workload.Co)
         < MOST_ELEMENTS

@@ -33,6 +33,7 @@ from kernels.triton.tile import (
     choices,
     cover,
     nearest,
+    on_gpu,
     padded,
     precisions,
     window,
@@ -48,7 +49,7 @@ LEAST_TERMS = 16  # of one step of a tensor core
 def supports(workload: Workload, target: Target) -> bool:
     return (
         isinstance(workload, Conv)
-        and target.kind == "cuda"
+        and on_gpu(target)
         and workload.terms <= MOST_TERMS
         and max(workload.Hi * workload.Wi * workload.Ci, workload.Ho * workload.Wo * workload.Co)
         < MOST_ELEMENTS

@@ -20,6 +20,7 @@ MOST_SUMS = 128
 # Where one image has more elements, an offset in it would not fit 32 bits.
 MOST_ELEMENTS = 1 << 30
 MOST_WINDOW = 7  # whose taps are unrolled
+OLDEST = 80  # architecture
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -29,6 +30,11 @@ def activate(acc: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
     if ACTIVATION == "relu6":
         acc = tl.minimum(acc, 6.0)
     return acc
+
+
+def on_gpu(target: Target) -> bool:
+    """Whether Triton makes good code for `target`: not before Ampere, where it spills."""
+    return target.kind == "cuda" and int(target.gpu.arch.removeprefix("sm_")) >= OLDEST
 
 
 def blocks(size: int, block: int) -> int:
