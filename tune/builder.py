@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,23 @@ def build(
     import tvm
 
     scheduled = kernel(name).lower(workload, config, target)
-    export(tvm.compile(scheduled, target=target.tvm()), target, path)
+    with _compiling(target):
+        executable = tvm.compile(scheduled, target=target.tvm())
+    for code in (scheduled.attrs or {}).get("external_mods", []):  # compiled already
+        executable.mod.import_module(code)
+    export(executable, target, path)
     return argument_shapes(scheduled["main"])
+
+
+def _compiling(target: Target) -> AbstractContextManager[Any]:
+    """Where `tvm.compile` makes code for `target`."""
+    if target.kind != "cuda":
+        return nullcontext()
+    from targets import cuda_toolkit
+
+    cuda_toolkit.load()
+    machine: AbstractContextManager[Any] = target.tvm()
+    return machine
 
 
 def export(executable: Any, target: Target, path: Path) -> None:

@@ -182,8 +182,8 @@ def test_machine_that_cannot_run_the_code(
     status, line = failure(capsys, "run", *SMALL, "--device", lacking[0], "--log", tmp_path / "log")
     assert (status, line) == (
         3,
-        f"this CPU cannot run code for {lacking[0]}; expected a device of its own kind, a board, "
-        f"or an estimator; leave --device out, or pass --rpc or --estimator",
+        f"this machine cannot run code for {lacking[0]}; expected a device of its own kind, "
+        f"a board, or an estimator; leave --device out, or pass --rpc or --estimator",
     )
     assert not (tmp_path / "log").exists()
 

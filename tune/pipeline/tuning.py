@@ -206,9 +206,13 @@ def runner_at(site: Site, target: Target) -> Runner:
     machine = machines(target.kind)
     if not machine.can_run(target):
         raise SetupError(
-            f"this CPU cannot run code for {target.device}; expected a device of its own kind, a "
-            f"board, or an estimator; leave --device out, or pass --rpc or --estimator"
+            f"this machine cannot run code for {target.device}; expected a device of its own kind, "
+            f"a board, or an estimator; leave --device out, or pass --rpc or --estimator"
         )
+    if target.kind == "cuda":
+        from tune.runners.gpu import GpuRunner
+
+        return GpuRunner(target, builders=cores)
     return LocalRunner(target, site.threads or machine.cores(), builders=cores)
 
 
