@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,7 @@ def compare(
     threads: int,
     peak_flops: float,
     device: str,
+    place: str = "cpu",
     peers: Mapping[str, Peer] = PEERS,
     reference: Peer = REFERENCE,
     rounds: Rounds | None = None,
@@ -93,23 +94,29 @@ def compare(
 
     peak_flops  what the machine can do on `threads` threads
     device      the machine's name, as it shall appear in the result
+    place       where all compute, as PyTorch calls it: cpu or cuda
     progress    is told, in a line, what happens
 
-    A peer that is not installed, fails, hangs or computes something else is absent, with the
-    reason. GateError when that is our library; UsageError when there is none or `model` is not
-    float32; SetupError when the reference fails.
+    A peer that is not installed or not set up for the model's dtype, fails, hangs or computes
+    something else is absent, with the reason. GateError when that is our library; UsageError when
+    there is none; SetupError when the reference fails.
     """
-    _check(model, library)
+    _check(library)
     rounds = rounds or Rounds()
     load_average = os.getloadavg()[0]
-    job = Job.at_random(model, weights, threads=threads, seed=seed, library=library.resolve())
+    job = Job.at_random(
+        model, weights, threads=threads, seed=seed, library=library.resolve(), place=place
+    )
     with ExitStack() as stack:
-        expected = expected_logits(job, rounds.prepare_timeout_s, reference)
+        progress("computing what is expected")
+        judged = replace(job, threads=threads if place == "cpu" else os.cpu_count() or 1)
+        expected = expected_logits(judged, rounds.prepare_timeout_s, reference)
         entrants = []
         for name, peer in {OURS: PEERS[OURS], **peers}.items():
             progress(f"preparing {name}")
             entrants.append(_Entrant(name=name, process=stack.enter_context(Process(threads))))
             with _dropping_out(entrants[-1]):
+                _check_dtype(peer, model.dtype)
                 _prepare(entrants[-1], peer, job, expected, rounds)
         _race(entrants, rounds, progress)
     return Comparison(
@@ -206,13 +213,14 @@ def title(model: MobileNet) -> str:
     return f"{title} {model.variant}" + f" {model.body}" * (model.body != "separable")
 
 
-def _check(model: MobileNet, library: Path) -> None:
+def _check_dtype(peer: Peer, dtype: str) -> None:
+    """PeerFailed when the peer would compute in another one."""
+    if dtype not in peer.dtypes:
+        raise PeerFailed(f"it is not set up for {dtype}; expected {' or '.join(peer.dtypes)}")
+
+
+def _check(library: Path) -> None:
     """UsageError when there is nothing that can be compared."""
-    if model.dtype != "float32":
-        raise UsageError(
-            f"the model is {model.dtype}; expected float32, which every peer computes in; "
-            f"compare with --dtype float32"
-        )
     if not library.is_file():
         raise UsageError(
             f"no library at {library}; expected a .so that build has written; "

@@ -99,7 +99,11 @@ class Fakes:
         arguments = {"threads": 1, "peak_flops": 1e11, "device": "a machine", "rounds": ROUNDS}
         reference = self("reference")
         return compare(
-            MODEL, {}, library, peers=peers, **{"reference": reference, **arguments, **options}
+            options.pop("model", MODEL),
+            {},
+            library,
+            peers=peers,
+            **{"reference": reference, **arguments, **options},
         )
 
 
@@ -168,8 +172,18 @@ def test_requests_that_cannot_be_met(tmp_path: Path) -> None:
     options: dict[str, Any] = {"threads": 1, "peak_flops": 1e11, "device": "a machine"}
     with pytest.raises(UsageError, match=r"no library at .*missing\.so"):
         compare(MODEL, {}, tmp_path / "missing.so", **options)
-    with pytest.raises(UsageError, match="float16"):
-        compare(MobileNet(dtype="float16"), {}, tmp_path, **options)
+
+
+def test_who_is_not_set_up_for_the_dtype_is_absent(fakes: Fakes) -> None:
+    half = MobileNet(alpha=0.25, resolution=32, classes=5, dtype="float16")
+    ours, both = (fakes(name)._replace(dtypes=("float32", "float16")) for name in ("ours", "both"))
+    result = fakes.compare({OURS: ours, "both": both, "single": fakes("single")}, model=half)
+    assert {row.name for row in result.rows} == {OURS, "both"}
+    [absent] = result.absent
+    assert (absent.name, absent.reason) == (
+        "single",
+        "it is not set up for float16; expected float32",
+    )
 
 
 def test_no_process_outlives_the_comparison(comparison: Comparison) -> None:

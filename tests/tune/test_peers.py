@@ -10,15 +10,17 @@ from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kernels.tolerance import network_tolerance
-from tune import weights
+from tune import cuda, weights
 from tune.mobilenet import MobileNet
-from tune.peers import OURS, PEERS, REFERENCE, Array, Job, Peer
+from tune.peers import GPU_PEERS, OURS, PEERS, REFERENCE, Array, Job, Peer
 from tune.peers.process import PeerFailed, Process
+from tune.peers.worker import Seat
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -124,3 +126,70 @@ def test_a_missing_package_skips_but_fails_in_ci(monkeypatch: pytest.MonkeyPatch
 def test_our_contender_needs_a_library() -> None:
     with Process(threads=1) as process, pytest.raises(PeerFailed, match="no library is given"):
         process.ask("prepare", PEERS[OURS], job(MODELS["tf-batch1"]), timeout_s=60)
+
+
+@pytest.mark.parametrize("name", ["torch-eager", "torch-eager-channels-last"])
+def test_a_gpu_peer_computes_in_the_dtype_of_the_model(name: str) -> None:
+    """Tried on the CPU, where the same module computes."""
+    half = replace(MODELS["tf-batch2"], dtype="float16")
+    with Process(threads=1) as process:
+        y = logits(process, REFERENCE, half)
+        found = logits(process, GPU_PEERS[name], half)
+    off = np.max(np.abs(found - y))
+    assert 1e-5 < off <= allowed(half, y)  # float32 would be nearer
+
+
+def test_a_gpu_peer_without_a_gpu_says_so() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    for name in ("torch-eager", "torch-graph", "torch-max-autotune"):
+        placed = replace(job(MODELS["tf-batch1"]), place="cuda")
+        with Process(threads=1) as process, pytest.raises(PeerFailed, match=r"CUDA|NVIDIA"):
+            process.ask("prepare", GPU_PEERS[name], placed, timeout_s=60)
+
+
+def test_onnx_graph_in_half() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from tune.peers.conv2d import nchw_layout
+    from tune.peers.onnx_graph import model_bytes
+
+    half = replace(MODELS["tf-batch2"], dtype="float16")
+    session = onnxruntime.InferenceSession(
+        model_bytes(job(half)), providers=["CPUExecutionProvider"]
+    )
+    [x], [y] = session.get_inputs(), session.get_outputs()
+    assert (x.type, y.type) == ("tensor(float16)",) * 2
+    [found] = session.run(None, {x.name: nchw_layout(job(half).x).astype(np.float16)})
+    with Process(threads=1) as process:
+        expected = logits(process, REFERENCE, half)
+    assert np.max(np.abs(found - expected)) <= allowed(half, expected)
+
+
+def test_times_on_a_stream_are_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the stopwatch of the contender's stream, one sample a call."""
+    calls: list[tuple[int, Any]] = []
+
+    class Watch:
+        def __init__(self, stream: int) -> None:
+            self.stream = stream
+
+        def seconds(self, work: Any) -> float:
+            calls.append((self.stream, work))
+            work()
+            return 0.25
+
+    class OnGpu:
+        stream = 7
+        runs = 0
+
+        def run(self) -> None:
+            self.runs += 1
+
+    monkeypatch.setattr(cuda, "Stopwatch", Watch)
+    seat = Seat()
+    seat._contender = OnGpu()  # type: ignore[assignment]
+    assert seat.burst(2, 1.0) == [0.25] * 4
+    assert seat._contender.runs == 6  # type: ignore[attr-defined]
+    assert [stream for stream, _ in calls] == [7] * 4

@@ -4,6 +4,7 @@ A peer is one module with two functions,
 
     version() -> str                     of the library that does the work
     prepare(job: Job) -> Contender       the network, compiled and ready on `job.threads` threads
+                                         or, as `job.place` says, on the GPU
 
 imported only in the process that measures it. Each takes the same folded or unfolded weights and
 the same input, computes in the model's dtype and is set up as its own manual advises.
@@ -45,19 +46,36 @@ PEERS = {
     "ncnn": Peer("tune.peers.ncnn", ("ncnn",), ("float32", "float16")),
 }
 
+BOTH = ("float32", "float16")
+GPU_PEERS = {
+    OURS: PEERS[OURS],
+    "torch-eager": Peer("tune.peers.torch_eager", ("torch",), BOTH),
+    "torch-eager-channels-last": Peer("tune.peers.torch_eager_channels_last", ("torch",), BOTH),
+    "torch-graph": Peer("tune.peers.torch_graph", ("torch",), BOTH),
+    "torch-graph-channels-last": Peer("tune.peers.torch_graph_channels_last", ("torch",), BOTH),
+    "torch-compile": Peer("tune.peers.torch_compile", ("torch",), BOTH),
+    "torch-max-autotune": Peer("tune.peers.torch_max_autotune", ("torch",), BOTH),
+    "onnxruntime": Peer("tune.peers.onnxruntime_cuda", ("onnx", "onnxruntime", "torch"), BOTH),
+    "tensorrt": Peer("tune.peers.tensorrt", ("onnx", "tensorrt", "torch"), BOTH),
+}
+
 # Never timed: the judge of the others' outputs.
 REFERENCE = Peer("tune.peers.torch_float64", ("torch",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What every contender is given. x (N, H, W, 3); `library` is ours, peers use `weights`."""
+    """What every contender is given. x (N, H, W, 3); `library` is ours, peers use `weights`.
+
+    place  where it computes, as PyTorch calls it: cpu or cuda
+    """
 
     model: MobileNet
     weights: Weights
     x: Array
     threads: int
     library: Path | None = None
+    place: str = "cpu"
 
     @classmethod
     def at_random(
@@ -68,11 +86,14 @@ class Job:
         threads: int,
         seed: int,
         library: Path | None = None,
+        place: str = "cpu",
     ) -> Job:
         """On a batch of random images, the same for a seed, no finer than the model's dtype."""
         x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(model.dtype)
         x32 = x.astype(np.float32)
-        return cls(model=model, weights=weights, x=x32, threads=threads, library=library)
+        return cls(
+            model=model, weights=weights, x=x32, threads=threads, library=library, place=place
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +105,10 @@ class Absent:
 
 
 class Contender(Protocol):
-    """A prepared network. Only `run` is timed: no conversion that a user would not pay for."""
+    """A prepared network. Only `run` is timed: no conversion that a user would not pay for.
+
+    On the GPU it has a `stream`, too: `run` sends its work there and need not wait for it.
+    """
 
     def bind(self, x: Array) -> None:
         """Put x (N, H, W, 3) into the library's own tensor."""

@@ -6,8 +6,11 @@ no dependence on what an exporter makes of a module.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from onnx import NodeProto, TensorProto, checker, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import NodeProto, checker, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from kernels.workload import Head, Single
@@ -20,10 +23,11 @@ IR_VERSION = 8
 
 
 def model_bytes(job: Job) -> bytes:
-    """A serialised model with one float32 input (N, 3, H, W) and one output (N, classes)."""
+    """A serialised model with one input (N, 3, H, W) and one output (N, classes), in its dtype."""
+    dtype = np.dtype(job.model.dtype)
     folded = weights.fold(job.weights, job.model)
     nodes: list[NodeProto] = []
-    constants: dict[str, Array] = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+    constants: dict[str, NDArray[Any]] = {"zero": np.array(0), "six": np.array(6)}
     value = "image"
     for layer in job.model.layers:
         layer_nodes, layer_constants = _layer(
@@ -33,12 +37,13 @@ def model_bytes(job: Job) -> bytes:
         constants |= layer_constants
         value = layer.name
     N, H, W, C = job.model.input_shape
+    kind = helper.np_dtype_to_tensor_dtype(dtype)
     graph = helper.make_graph(
         nodes,
         "mobilenet_v1",
-        [make_tensor_value_info("image", TensorProto.FLOAT, (N, C, H, W))],
-        [make_tensor_value_info(value, TensorProto.FLOAT, (N, job.model.classes))],
-        [numpy_helper.from_array(constant, name) for name, constant in constants.items()],
+        [make_tensor_value_info("image", kind, (N, C, H, W))],
+        [make_tensor_value_info(value, kind, (N, job.model.classes))],
+        [numpy_helper.from_array(array.astype(dtype), name) for name, array in constants.items()],
     )
     opsets = [helper.make_opsetid("", OPSET)]
     proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from tune import runtime
+from tune.cuda import DEFAULT_STREAM
 from tune.errors import UsageError
 from tune.peers import Array, Job
 
@@ -18,19 +21,21 @@ def prepare(job: Job) -> Library:
     """The network in `job.library`. UsageError when none is named, or as `runtime.load` says."""
     if job.library is None:
         raise UsageError("no library is given; expected a .so that build has written; name one")
-    return Library(runtime.load(job.library, threads=job.threads))
+    network = runtime.load(job.library, threads=job.threads)
+    return Library(network, stream=DEFAULT_STREAM if job.place == "cuda" else None)
 
 
 class Library:
-    def __init__(self, network: runtime.Network) -> None:
+    def __init__(self, network: runtime.Network, stream: int | None) -> None:
         self._network = network
+        self.stream = stream
 
     def bind(self, x: Array) -> None:
-        self._x = self._network.bind(x)
+        self._x = self._network.bind(x.astype(self._network.dtype))
 
     def run(self) -> Any:
         return self._network.run(self._x)
 
     def logits(self, y: Any) -> Array:
-        logits: Array = y.numpy()
+        logits: Array = y.numpy().astype(np.float32, copy=False)
         return logits

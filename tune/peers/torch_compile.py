@@ -1,4 +1,4 @@
-"""PyTorch compiled by Inductor with frozen weights; needs a C++ compiler."""
+"""PyTorch compiled by Inductor with frozen weights; on the CPU it needs a C++ compiler."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch._inductor import config as inductor
 
 from tune import eager
 from tune.peers import Job
-from tune.peers.torch_eager import Eager, use_threads, version
+from tune.peers.torch_eager import Eager, placed, use_threads, version
 
-__all__ = ["prepare", "version"]
+__all__ = ["compiled", "prepare", "version"]
 
 
 def prepare(job: Job) -> Eager:
@@ -17,7 +17,17 @@ def prepare(job: Job) -> Eager:
 
     Freezing folds batch norm and packs weights in the layout that each kernel wants.
     """
+    return compiled(job)
+
+
+def compiled(job: Job, mode: str | None = None) -> Eager:
+    """By one of Inductor's modes; on the GPU in channels_last format, which suits tensor cores."""
     use_threads(job.threads)
     inductor.freezing = True
-    inductor.compile_threads = 1  # a pool of compilers would outlive its work and stay beside it
-    return Eager(torch.compile(eager.from_weights(job.weights, job.model).eval(), dynamic=False))
+    gpu = job.place == "cuda"
+    if not gpu:
+        inductor.compile_threads = 1  # a pool of compilers would outlive its work, stay beside it
+    module = eager.from_weights(job.weights, job.model).eval()
+    memory_format = torch.channels_last if gpu else torch.contiguous_format
+    prepared = Eager(module, memory_format, **placed(job))
+    return prepared.replaced(torch.compile(module, dynamic=False, mode=mode))

@@ -6,7 +6,7 @@ import torch
 
 from tune import eager
 from tune.peers import Job
-from tune.peers.torch_eager import Eager, use_threads, version
+from tune.peers.torch_eager import Eager, placed, use_threads, version
 
 __all__ = ["prepare", "version"]
 
@@ -14,4 +14,5 @@ __all__ = ["prepare", "version"]
 def prepare(job: Job) -> Eager:
     """The module of torch-eager, NHWC in memory."""
     use_threads(job.threads)
-    return Eager(eager.from_weights(job.weights, job.model), torch.channels_last)
+    module = eager.from_weights(job.weights, job.model)
+    return Eager(module, torch.channels_last, **placed(job))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -53,16 +54,18 @@ class Seat:
         return module.version(), self._contender.logits(self._contender.run())
 
     def burst(self, warmup: int, min_s: float) -> list[float]:
-        """Seconds of each call, after `warmup` calls, until they add up to `min_s`."""
+        """Seconds of each call, after `warmup` calls, until they add up to `min_s`.
+
+        On the GPU by its own clock, each call from an idle stream until it is idle again.
+        """
         run = self._contender.run
+        seconds = _stopwatch(self._contender)
         for _ in range(warmup):
             run()
         samples: list[float] = []
         total_s = 0.0
         while total_s < min_s:
-            start = time.perf_counter()
-            run()
-            samples.append(time.perf_counter() - start)
+            samples.append(seconds(run))
             total_s += samples[-1]
         return samples
 
@@ -72,6 +75,22 @@ class Seat:
         for _ in range(calls):
             self._contender.run()
             _mark()
+
+
+def _stopwatch(contender: Contender) -> Callable[[Callable[[], Any]], float]:
+    """What tells how long a call takes."""
+    stream = getattr(contender, "stream", None)
+    if stream is not None:
+        from tune.cuda import Stopwatch
+
+        return Stopwatch(stream).seconds
+
+    def seconds(work: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return seconds
 
 
 def _mark() -> None:

@@ -16,7 +16,7 @@ from targets.target import Target
 from tune.bench import Comparison, Rounds, Row, compare, percentiles, title
 from tune.errors import GateError, UsageError
 from tune.mobilenet import MobileNet
-from tune.peers import OURS, PEERS, Absent, Job
+from tune.peers import GPU_PEERS, OURS, PEERS, Absent, Job
 from tune.peers.judge import difference, expected_logits
 from tune.peers.process import PeerFailed
 from tune.pins import PINS, check_pins
@@ -47,15 +47,17 @@ def bench(
     `count.Tally` of executed instructions.
     """
     check_pins()
+    gpu = target.kind == "cuda"
+    known = GPU_PEERS if gpu else PEERS
     for name in peers or ():
-        if name not in PEERS:
+        if name not in known:
             raise UsageError(
-                f"peer {name!r} is not known; expected some of {', '.join(PEERS)}; "
+                f"peer {name!r} is not known; expected some of {', '.join(known)}; "
                 f"leave --peers out for all that are installed"
             )
     local = site.endpoint is None and machines(target.kind).can_run(target)
     counting = not local and site.endpoint is None and target.kind == "arm64"
-    threads = 1 if counting else site.threads or os.cpu_count() or 1
+    threads = 1 if counting or gpu else site.threads or os.cpu_count() or 1
     ours = weights_of(model, weights, seed)
     with tempfile.TemporaryDirectory(prefix="septune-") as folder:
         if library is None:
@@ -67,7 +69,7 @@ def bench(
             return _counted(model, target, ours, library, peers, seed, progress)
         if not local:
             return _on_board(model, target, site, ours, library, peers, rounds * SAMPLES, seed)
-        progress("measuring the multiply-add peak")
+        progress("measuring the peak")
         with runner_at(site, target) as runner:
             peak_flops = runner.peak_flops(model.dtype)
         comparison = compare(
@@ -77,8 +79,9 @@ def bench(
             threads=threads,
             peak_flops=peak_flops,
             device=target.device,
+            place="cuda" if gpu else "cpu",
             rounds=Rounds(count=rounds),
-            peers={name: PEERS[name] for name in peers or PEERS},
+            peers={name: known[name] for name in peers or known},
             seed=seed,
             progress=progress,
         )

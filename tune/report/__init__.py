@@ -44,9 +44,9 @@ def comparison_table(comparison: dict[str, Any]) -> str:
         (
             row["name"],
             row["version"],
-            f"{row['median_s'] * 1e3:.2f}",
-            f"{row['p20_s'] * 1e3:.2f}",
-            f"{row['p80_s'] * 1e3:.2f}",
+            _milliseconds(row["median_s"]),
+            _milliseconds(row["p20_s"]),
+            _milliseconds(row["p80_s"]),
             f"{row['ratio_to_ours']:.2f}",
             f"{floor_s / row['median_s']:.0%}",
             f"{row['max_abs_diff']:.1e}",
@@ -57,7 +57,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     conditions = (
         f"{comparison['workload']}, {threads} thread{'s' if threads > 1 else ''}, "
         f"{comparison['device']}, peak {comparison['peak_gflops']:.1f} GFLOP/s, "
-        f"floor {floor_s * 1e3:.2f} ms, load average {comparison['load_average']:.2f}"
+        f"floor {_milliseconds(floor_s)} ms, load average {comparison['load_average']:.2f}"
     )
     absent = [f"absent: {each['name']}: {each['reason']}" for each in comparison["absent"]]
     return "\n".join([conditions, "", *aligned([COMPARISON_COLUMNS, *rows], left=2), *absent])
@@ -86,6 +86,11 @@ def tally_table(tally: dict[str, Any]) -> str:
     )
     absent = [f"absent: {each['name']}: {each['reason']}" for each in tally["absent"]]
     return "\n".join([conditions, "", *aligned([head, *rows], left=2), *absent])
+
+
+def _milliseconds(seconds: float) -> str:
+    """A GPU's are few."""
+    return f"{seconds * 1e3:.{2 if seconds >= 1e-3 else 4}f}"
 
 
 def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
