@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def build(
     import tvm
 
     scheduled = kernel(name).lower(workload, config, target)
-    with _compiling(target):
+    with compiling(target):
         executable = tvm.compile(scheduled, target=target.tvm())
     for code in (scheduled.attrs or {}).get("external_mods", []):  # compiled already
         executable.mod.import_module(code)
@@ -34,15 +34,19 @@ def build(
     return argument_shapes(scheduled["main"])
 
 
-def _compiling(target: Target) -> AbstractContextManager[Any]:
-    """Where `tvm.compile` makes code for `target`."""
-    if target.kind != "cuda":
-        return nullcontext()
-    from targets import cuda_toolkit
+@contextmanager
+def compiling(target: Target, passes: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Where TVM makes code for `target`. `passes` are settings of its own passes."""
+    if target.kind == "cuda":
+        from targets import cuda_toolkit
 
-    cuda_toolkit.load()
-    machine: AbstractContextManager[Any] = target.tvm()
-    return machine
+        with cuda_toolkit.compiling(target, passes):
+            yield
+    else:
+        from tvm.ir.transform import PassContext
+
+        with target.tvm(), PassContext(config=dict(passes or {})):
+            yield
 
 
 def export(executable: Any, target: Target, path: Path) -> None:

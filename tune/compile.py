@@ -14,7 +14,7 @@ import numpy as np
 from kernels.reference import Array
 from targets import machines
 from targets.target import Target
-from tune.builder import export
+from tune.builder import compiling, export
 from tune.mobilenet import MobileNet
 from tune.pins import PINS
 from tune.plan import Choice
@@ -29,11 +29,9 @@ def compile_network(module: Any, target: Target, path: Path) -> int:
     On a GPU the launches between the first and the last one are a graph, captured the first time.
     SetupError when nothing can link it.
     """
-    import tvm
     from tvm import relax
 
-    settings = {"relax.backend.use_cuda_graph": target.kind == "cuda"}
-    with target.tvm(), tvm.transform.PassContext(config=settings):
+    with compiling(target, {"relax.backend.use_cuda_graph": target.kind == "cuda"}):
         executable = relax.build(module, target=target.tvm())
     export(executable, target, path)
     return _weights_bytes(module)

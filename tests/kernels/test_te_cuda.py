@@ -37,6 +37,7 @@ from targets import machines
 from targets.cuda_toolkit import compiling, load
 from targets.target import Target
 from tune import weights
+from tune.builder import build
 from tune.graph import assemble
 from tune.mobilenet import MobileNet
 from tune.plan import Choice
@@ -407,3 +408,19 @@ def test_every_shape_has_configs(workload: Workload, dtype: str) -> None:
 def test_kernels_leave_other_machines_alone() -> None:
     x86 = machines("x86").DEVICES["x86-64-v3"]
     assert not any(kernel(name).supports(workload, x86) for name, workload in LAYERS)
+
+
+def test_tiles_of_equal_size_are_built(tmp_path: Path) -> None:
+    """Sums as large as a staged tile, which TVM, left to itself, lets take the other's place."""
+    workload = Pointwise(N=1, H=14, W=14, Ci=512, Co=512, dtype="float16")
+    config: Config = {
+        "BLOCK_P": 32,
+        "BLOCK_CO": 128,
+        "BLOCK_CI": 64,
+        "WARPS_P": 1,
+        "WARPS_CO": 4,
+    }
+    assert config in kernel("te.cuda.pointwise_wmma").space(workload, SM_90)
+    library = tmp_path / "candidate.so"
+    build(workload, "te.cuda.pointwise_wmma", config, SM_90, library)
+    assert bytes.fromhex("50ed55ba") in library.read_bytes()  # nvcc's, not a source only
