@@ -21,6 +21,7 @@ VERBS = {
     "tune.images",
     "tune.package",
     "tune.plan",
+    "tune.regression",
     "tune.report",
     "tune.runtime",
     "tune.scheduler",

@@ -13,6 +13,7 @@ from tune.errors import UsageError
 
 WEIGHTS_HELP = "checkpoint, .safetensors or .pt; default: ImageNet where it fits, else random"
 INPUT_HELP = "images as value / 127.5 - 1, or as the bytes of a photo; default: float"
+TOLERANCE_HELP = "slowdown that is accepted; default: 10%%"
 EFFORT_HELP = "quick, full, or max, which stops only when every space is measured; default: full"
 
 

@@ -8,6 +8,7 @@ from tune.cli import log, verbs
 from tune.cli.arguments import (
     EFFORT_HELP,
     INPUT_HELP,
+    TOLERANCE_HELP,
     WEIGHTS_HELP,
     Parser,
     board,
@@ -15,6 +16,7 @@ from tune.cli.arguments import (
     duration,
     names,
     output,
+    share,
     where,
     which,
 )
@@ -73,6 +75,13 @@ def parser() -> Parser:
     bench.add_argument("--peers", type=names, metavar="A,B", help="default: all that are installed")
     bench.add_argument("--rounds", type=count, default=15, metavar="N", help="default: 15")
     bench.set_defaults(verb=verbs.bench)
+
+    verify = known.add_parser(
+        "verify", parents=[machine, network, result], help="measure recorded winners again"
+    )
+    verify.add_argument("--tolerance", type=share, default=0.1, metavar="X%", help=TOLERANCE_HELP)
+    verify.add_argument("--estimator", choices=ESTIMATORS, help="verify its estimates instead")
+    verify.set_defaults(verb=verbs.verify)
 
     package = known.add_parser(
         "package", parents=[machine, network, result], help="a folder that runs without Python"

@@ -114,6 +114,26 @@ def bench(options: argparse.Namespace) -> None:
     write_json(options, result)
 
 
+def verify(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report.files import verification_table
+
+    target = target_of(options)
+    result = pipeline.verify(
+        model_of(options),
+        target,
+        pipeline.Log.at(options.log, target),
+        site=site_of(options),
+        threads=1 if options.estimator else threads_of(options),
+        tolerance=options.tolerance,
+        progress=_tell,
+    )
+    print(verification_table(result))
+    write_json(options, result)
+    if failure := pipeline.failures(result):
+        raise failure
+
+
 def package(options: argparse.Namespace) -> None:
     from tune import pipeline
     from tune.report.files import package_table

@@ -12,6 +12,7 @@ from tune.pipeline.modelling import roofline
 from tune.pipeline.packaging import build_package, package
 from tune.pipeline.records import Log, show, winners
 from tune.pipeline.tuning import Progress, Site, tune
+from tune.pipeline.verifying import failures, verify
 
 __all__ = [
     "Log",
@@ -26,6 +27,7 @@ __all__ = [
     "classify",
     "diff",
     "explain",
+    "failures",
     "merge",
     "package",
     "prune",
@@ -34,6 +36,7 @@ __all__ = [
     "show",
     "stats",
     "tune",
+    "verify",
     "winners",
     "write_csv",
 ]

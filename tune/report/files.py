@@ -83,3 +83,27 @@ def package_table(package: dict[str, Any]) -> str:
             f"resident {told['resident_bytes'] / 2**20:.1f} MiB"
         )
     return "\n".join(lines)
+
+
+def verification_table(result: dict[str, Any]) -> str:
+    """A result of `pipeline.verify` as lines: each winner then and now, the verdict, its reach."""
+    small, _ = units({result["estimator"]})
+    head = ("layer", "workload", "verdict", f"then {small}", f"now {small}", "ratio", "finds")
+    lines = [head]
+    for row in result["rows"]:
+        numbers = ["", "", ""]
+        if row["ratio"] is not None:
+            numbers = [f"{row['now_s'] * 1e6:.1f}", f"{row['ratio']:.2f}"]
+            numbers.append(f"{row['detectable']:.2f}")
+        then = f"{row['recorded_s'] * 1e6:.1f}"
+        lines.append((row["name"], row["workload"], row["verdict"], then, *numbers))
+    table = aligned(lines, left=3)
+    finds = [row["detectable"] for row in result["rows"] if row["detectable"] is not None]
+    if finds:
+        table.append(
+            f"slower than {1 + result['tolerance']:.2f} times is a regression; in this run every "
+            f"winner's is found with 95% from {max(finds):.2f} times on"
+        )
+    if result["unverified"]:
+        table.append(f"without a record to verify: {', '.join(result['unverified'])}")
+    return "\n".join(table)
