@@ -111,7 +111,7 @@ class Simulated:
 
 
 def record(workload: Workload, **changes: Any) -> Record:
-    """The default config of a workload's first kernel, as measured in the network on a quiet day."""
+    """The default config of a workload's first kernel, as measured in the network, undisturbed."""
     name = kernels_for(workload, HOST)[0]
     fields: dict[str, Any] = {
         "workload": workload.key,

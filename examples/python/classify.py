@@ -1,0 +1,86 @@
+"""What is on photos, and how long a network takes to tell.
+
+python classify.py MODEL.so [--threads N] [--repeat N] [--json] [PHOTO...]
+
+Needs septune's own modules, apache-tvm, NumPy and, to read photos, Pillow: neither a compiler nor
+PyTorch. See README.md for how to install no more than that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tune import images, runtime
+from tune.errors import SeptuneError
+
+WARMUP = 5  # calls that fill caches, before those that count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Name what is on photos, and measure.")
+    parser.add_argument("library", type=Path, metavar="MODEL.so")
+    parser.add_argument("photos", type=Path, nargs="*", metavar="PHOTO")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as built")
+    parser.add_argument("--repeat", type=int, default=50, metavar="N", help="default: 50")
+    parser.add_argument("--json", action="store_true", help="print one object instead of lines")
+    options = parser.parse_intermixed_args()
+    try:
+        report = classify(options.library, options.photos, options.threads, options.repeat)
+    except SeptuneError as error:
+        print(f"classify: {error}", file=sys.stderr)
+        return error.exit_status
+    if options.json:
+        print(json.dumps(report))
+        return 0
+    for photo, guesses in report["photos"].items():
+        print(photo)
+        for probability, label in guesses:
+            print(f"  {probability:6.3f}  {label}")
+    ms = {name: report[f"{name}_s"] * 1e3 for name in ("median", "p20", "p80", "p99")}
+    print(
+        f"{options.repeat} inferences, batch {report['batch']}: median {ms['median']:.3f} ms, "
+        f"p20 {ms['p20']:.3f}, p80 {ms['p80']:.3f}, p99 {ms['p99']:.3f}"
+    )
+    return 0
+
+
+def classify(library: Path, photos: list[Path], threads: int | None, repeat: int) -> dict:
+    """The five likeliest classes of each photo, and the time of an inference of a whole batch."""
+    network = runtime.load(library, threads)
+    batch, size, _, _ = network.input_shape
+    report: dict = {"batch": batch, "photos": {}}
+    x = np.zeros((1, size, size, 3), network.dtype)
+    for photo in photos:
+        x = images.read(photo, size, network.dtype)
+        report["photos"][str(photo)] = likeliest(network.many(x)[0])
+
+    bound = network.bind(np.repeat(x, batch, axis=0))  # in TVM's memory, as a camera's could be
+    times = []
+    for _ in range(WARMUP + repeat):
+        start = time.perf_counter()
+        network.run(bound).numpy()
+        times.append(time.perf_counter() - start)
+    shares = {"p20": 20, "median": 50, "p80": 80, "p99": 99}
+    for name, share in shares.items():
+        report[f"{name}_s"] = float(np.percentile(times[WARMUP:], share))
+    return report
+
+
+def likeliest(logits: np.ndarray, count: int = 5) -> list[tuple[float, str]]:
+    """(probability, label) of the first classes."""
+    odds = np.exp(logits.astype(np.float64) - logits.max())
+    odds /= odds.sum()
+    labels = images.labels()
+    if len(labels) != len(odds):
+        labels = tuple(f"class {number}" for number in range(len(odds)))
+    return [(float(odds[place]), labels[place]) for place in np.argsort(-odds)[:count]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
