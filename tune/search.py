@@ -19,6 +19,7 @@ History = Sequence[tuple[Config, float | None]]
 
 SPREAD = 12  # configs measured before a model is asked
 MODELS = 3  # their disagreement is the doubt
+NEIGHBOURS = 4  # that tell of a config, where there is no model
 UNSURE_SHARE = 0.2  # of a batch is taken for being in doubt
 HOPEFUL = 0.25  # of the space, best first, is worth a doubt
 GUESS = 0.3  # before anything is known, a search may save so much
@@ -131,8 +132,10 @@ def _score(
     Pairs are ranked rather than times fitted: a search needs to know what is faster, not by how
     much, and a failure is simply the slowest.
     """
-    import xgboost
-
+    try:
+        import xgboost
+    except ImportError:  # on a borrowed machine it, or the SciPy that it needs, may be missing
+        return _score_by_neighbours(space, history, candidates, seed)
     seconds = np.array([math.inf if time_s is None else time_s for _, time_s in history])
     slower = (seconds[:, None] < seconds[None, :]).sum(axis=1)
     rows = xgboost.DMatrix(_features(space, [config for config, _ in history]), slower)
@@ -151,6 +154,27 @@ def _score(
             "seed": seed * MODELS + number,
         }
         scores.append(xgboost.train(settings, rows, num_boost_round=60).predict(asked))
+    return np.array(scores, dtype=np.float64)
+
+
+def _score_by_neighbours(
+    space: Space, history: History, candidates: Sequence[Config], seed: int
+) -> NDArray[np.float64]:
+    """The same without XGBoost: as fast as the nearest configs of a part of the history."""
+    seconds = np.array([math.inf if time_s is None else time_s for _, time_s in history])
+    slower = (seconds[:, None] < seconds[None, :]).mean(axis=1)
+    known = np.array([space.features(config) for config, _ in history], dtype=np.float64)
+    asked = np.array([space.features(config) for config in candidates], dtype=np.float64)
+    scale = np.maximum(known.std(axis=0), 1e-9)
+    apart = (((asked[:, None] - known[None]) / scale) ** 2).sum(axis=2)
+    rng = np.random.default_rng(seed)
+    scores = []
+    for _ in range(MODELS):
+        part = rng.permutation(len(history))[: max(1, 3 * len(history) // 4)]
+        weights = 1 / (0.1 + apart[:, part])
+        nearest = np.argsort(apart[:, part], axis=1)[:, :NEIGHBOURS]
+        chosen = np.take_along_axis(weights, nearest, axis=1)
+        scores.append((chosen * slower[part][nearest]).sum(axis=1) / chosen.sum(axis=1))
     return np.array(scores, dtype=np.float64)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cuda_device
 import pytest
 
 from kernels.space import Config
@@ -32,7 +33,6 @@ WHOLE: Config = {"BLOCK_CI": 16, "BLOCK_CO": 32, "BLOCK_C": 16}  # weights need 
 DEPTHWISE = Depthwise(N=1, Hi=2, Wi=4, C=16, stride=1, pad=(1, 1, 1, 1))
 SEPARABLE = Separable.of(DEPTHWISE, POINTWISE)
 Shapes = tuple[tuple[int, ...], ...]
-cuda_device: Any = pytest.importorskip("cuda_device")
 
 # One thread an output, in 8 blocks, one a pixel.
 POINTWISE_KERNEL = """

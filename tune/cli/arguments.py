@@ -66,6 +66,24 @@ def which() -> Parser:
     return options
 
 
+def harvested() -> Parser:
+    options = Parser(add_help=False)
+    options.add_argument("--target", choices=("cuda",), default="cuda")
+    options.add_argument("--device", metavar="NAME", help="a known GPU; default: this machine's")
+    options.add_argument(
+        "--budget", type=duration, default=1200.0, metavar="TIME", help="for tuning; default: 20m"
+    )
+    options.add_argument(
+        "--limit", type=duration, metavar="TIME", help="start nothing new after; run again to go on"
+    )
+    options.add_argument(
+        "--only", type=names, default=(), metavar="A,B", help="networks, such as batch1-float16"
+    )
+    options.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    options.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    return options
+
+
 def output() -> Parser:
     options = Parser(add_help=False)
     options.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")

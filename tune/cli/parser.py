@@ -14,6 +14,7 @@ from tune.cli.arguments import (
     board,
     count,
     duration,
+    harvested,
     names,
     output,
     share,
@@ -90,6 +91,11 @@ def parser() -> Parser:
     package.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
     package.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     package.set_defaults(verb=verbs.package)
+
+    harvest = known.add_parser(
+        "harvest", parents=[harvested()], help="all that a visit to a GPU can bring, into a folder"
+    )
+    harvest.set_defaults(verb=verbs.harvest, rpc=None)
 
     emulated = known.add_parser("board", help="an emulated arm64 board on this machine")
     emulated.add_argument("action", choices=("start", "stop", "status"))

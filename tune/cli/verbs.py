@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from targets import TARGETS
 from tune.cli.nouns import model_of, site_of, target_of, threads_of, write_json
-from tune.errors import SetupError
+from tune.errors import GateError, SetupError
 
 if TYPE_CHECKING:
     import argparse
@@ -155,6 +155,29 @@ def package(options: argparse.Namespace) -> None:
     print(package_table(made))
     print(f"folder: {options.output}")
     write_json(options, made)
+
+
+def harvest(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report.harvest import summary
+
+    results = pipeline.harvest(
+        target_of(options),
+        options.output,
+        budget_s=options.budget,
+        limit_s=options.limit,
+        only=options.only,
+        seed=options.seed,
+        progress=_tell,
+    )
+    text = summary(results)
+    (options.output / "summary.md").write_text(text)
+    print(text)
+    print(f"folder: {options.output}")
+    problems = [name for name, why in results["state"]["ended"].items() if why is not None]
+    if problems or results.get("correctness", {}).get("failed"):
+        what = ", ".join(problems) or "correctness"
+        raise GateError(f"{what} failed; expected every step to work; see {options.output}")
 
 
 def show_model(options: argparse.Namespace) -> None:

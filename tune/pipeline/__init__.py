@@ -7,6 +7,7 @@ from tune.pipeline.checking import check
 from tune.pipeline.comparing import bench
 from tune.pipeline.exchange import read_csv, write_csv
 from tune.pipeline.explaining import explain
+from tune.pipeline.harvesting import harvest
 from tune.pipeline.logs import add, best, diff, merge, prune, stats
 from tune.pipeline.modelling import roofline
 from tune.pipeline.packaging import build_package, package
@@ -28,6 +29,7 @@ __all__ = [
     "diff",
     "explain",
     "failures",
+    "harvest",
     "merge",
     "package",
     "prune",

@@ -113,9 +113,12 @@ def tune(
     trials: int | None = None,
     effort: str = "full",
     kernels: Sequence[str] | None = None,
+    finals: bool = True,
     seed: int = 0,
 ) -> Iterator[Progress]:
     """Measure where the network can gain most, record by record, until budget, trials or gain end.
+
+    finals  let the fastest of each workload meet at the end, for which a part of the budget is kept
 
     SetupError when code for `target` cannot run there, LogError when the log cannot be used.
     """
@@ -146,7 +149,7 @@ def tune(
             )
 
         exact = site.estimator is not None
-        finals_s = 0.0 if exact or budget_s is None else FINALS_SHARE * budget_s
+        finals_s = 0.0 if exact or not finals or budget_s is None else FINALS_SHARE * budget_s
         while trials is None or done < trials:
             left = left_s()
             if left is not None and left <= finals_s:
@@ -164,7 +167,7 @@ def tune(
                 done += 1
                 yield progress(record, search)
 
-        for rivals in _finalists(searches, recorder):
+        for rivals in _finalists(searches, recorder) if finals else ():
             left = left_s()
             if left is not None and left <= 0:
                 break
