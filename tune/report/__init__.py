@@ -138,7 +138,7 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> str:
     table += [f"{workload}: {code}" for workload, code in codes.items()]
     known = [row["time_s"] for row in rows if row["time_s"] is not None]
     if len(known) == len(rows):
-        table.append(f"all layers: {sum(known) * 1e3:.2f} {large}")
+        table.append(f"all layers: {sum(known) * 1e3:.3g} {large}")
     return "\n".join(table)
 
 
