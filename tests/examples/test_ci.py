@@ -1,0 +1,147 @@
+"""The CI examples, run as they stand; only the tools that install packages are stand-ins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tune import database
+from tune.emulator import qemu
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+CI = ROOT / "examples" / "ci"
+WORKFLOW = (CI / "github-workflow.yml").read_text()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout of its own, whose logs a test may spoil."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for name in ("examples", "kernels", "pyproject.toml", "targets", "tune"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "logs", folder / "logs")
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """`python`, and stand-ins that write down what they are asked to install."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("python", "python3"):
+        (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    for name in ("pip", "sudo"):
+        (tools / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{tmp_path}/installed\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    return os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
+
+
+def jobs() -> dict[str, list[str]]:
+    """The `run` steps of each job of the workflow, in their order."""
+    found: dict[str, list[str]] = {}
+    _, _, body = WORKFLOW.partition("\njobs:\n")
+    for name, steps in re.findall(r"^  (\w+):\n((?:(?:    .*)?\n)+)", body, re.M):
+        found[name] = [
+            textwrap.dedent(block) if block else line
+            for line, block in re.findall(
+                r"^        run: (?:\|\n((?:          .*\n)+)|(.*)\n)", steps, re.M
+            )
+        ]
+    return found
+
+
+def run(
+    script: str, checkout: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """As GitHub runs a step."""
+    return subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", script],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_what_is_installed_exists(
+    checkout: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    for steps in jobs().values():
+        assert run(steps[0], checkout, environment).returncode == 0
+    asked = (tmp_path / "installed").read_text().splitlines()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert "pip install -e .[arm64]" in asked
+    assert "arm64" in extras
+    assert "sudo apt-get install -y qemu-user g++-aarch64-linux-gnu" in asked
+
+
+def test_workflow_builds_and_packages(checkout: Path, environment: dict[str, str]) -> None:
+    steps = jobs()["rebuild"]
+    assert len(steps) == WORKFLOW.partition("  verify:\n")[0].count("run: ") == 4
+    for step in steps:
+        done = run(step, checkout, environment)
+        assert done.returncode == 0, done.stderr
+    for kind in ("x86", "arm64"):
+        package = checkout / "build" / "packages" / kind
+        manifest = json.loads((package / "mobilenet.json").read_text())
+        assert manifest["target"]["kind"] == kind
+        library = (package / "mobilenet.so").read_bytes()
+        assert hashlib.sha256(library).hexdigest() == manifest["library_sha256"]
+        assert (package / "classify").is_file()
+
+
+def test_workflow_verifies_what_was_counted(checkout: Path, environment: dict[str, str]) -> None:
+    if shutil.which(qemu.PROGRAM) is None and os.environ.get("CI") != "true":
+        pytest.skip(f"counting instructions needs {qemu.PROGRAM}")
+    *_, verify = jobs()["verify"]
+    done = run(verify, checkout, environment)
+    assert done.returncode == 0, done.stderr
+    log = checkout / "logs" / "arm64" / "cortex-a76.jsonl"
+    records = database.read(log).records
+    key = "depthwise/f32/n1.h112.w112.c32.k3.s1.p1-1-1-1/relu6"
+    assert key in done.stdout
+    log.unlink()
+    for record in records:  # as if each had taken a twentieth less when it was recorded
+        line = json.loads(database.identity(record))
+        if record.workload == key:
+            line["seconds"] = [second * 0.95 for second in line["seconds"]]
+        with log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    done = run(verify, checkout, environment)
+    assert done.returncode == 1
+    assert "septune: block1.depthwise: 1.05 times as long; expected" in done.stderr
+
+
+def test_script_builds_twice_the_same(checkout: Path, environment: dict[str, str]) -> None:
+    done = run("sh examples/ci/rebuild.sh out", checkout, environment)
+    assert done.returncode == 0, done.stderr
+    sums = (checkout / "out" / "SHA256SUMS").read_text()
+    assert sums.count("\n") == 4
+    assert done.stdout.endswith(sums)
+    check = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=checkout / "out")
+    assert check.returncode == 0
+
+
+def test_both_fail_when_a_log_no_longer_fits(checkout: Path, environment: dict[str, str]) -> None:
+    log = checkout / "logs" / "x86" / "znver4.jsonl"
+    kept = [line for line in log.read_text().splitlines() if '"workload": "conv/' not in line]
+    log.write_text("\n".join(kept) + "\n")
+    for script in (jobs()["rebuild"][1], "sh examples/ci/rebuild.sh out"):
+        done = run(script, checkout, environment)
+        assert done.returncode == 1
+        assert "septune: no record in logs/x86/znver4.jsonl for stem (none); " in done.stderr
