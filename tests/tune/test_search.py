@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import sys
 import time
 from dataclasses import replace
 
@@ -131,6 +132,15 @@ def test_search_finds_the_optimum_and_beats_chance() -> None:
     chance = [loss(sampled(seed)) for seed in range(10)]
     assert sum(value <= 0.03 for value in losses) >= 9
     assert statistics.median(losses) < statistics.median(chance)
+
+
+def test_search_without_xgboost_beats_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xgboost", None)
+    losses = [loss(searched(seed)) for seed in range(10)]
+    chance = [loss(sampled(seed)) for seed in range(10)]
+    assert statistics.median(losses) < statistics.median(chance)
+    assert sum(value <= 0.03 for value in losses) >= 8
+    assert searched(3) == searched(3)
 
 
 def test_proposals_are_valid_new_and_reproducible() -> None:
