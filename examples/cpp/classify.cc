@@ -22,7 +22,7 @@
 
 namespace {
 
-constexpr int WARMUP = 5; // calls that fill caches, before those that count
+constexpr int WARMUP = 5; // calls at most that fill caches, before those that count
 
 struct Request {
     std::string library, labels;
@@ -203,7 +203,7 @@ std::vector<double> measure(septune::Network &network, const Image &image, int r
     const std::map<std::string, const void *> inputs{{in.name, input.get()}};
     const std::map<std::string, void *> outputs{{out.name, output.data()}};
     std::vector<double> times;
-    for (int i = -WARMUP; i < repeat; ++i) {
+    for (int i = -std::min(WARMUP, repeat); i < repeat; ++i) {
         const double time_s = seconds_of([&] { network.run(inputs, outputs); });
         if (i >= 0)
             times.push_back(time_s);

@@ -1,9 +1,9 @@
-"""Bytes of an image to what a network takes, on CPUs: a step of the graph, no layer of its own.
+"""Bytes of an image to what a network takes: a step of the graph, no layer of its own.
 
 Maths   y = x / 127.5 - 1, in float32, then rounded to the network's dtype: to the last bit what a
         caller would compute who sends numbers instead of bytes.
 Shapes  x and y the same, any.
-Tiling  the values are one line, vectors of it, a stretch for each thread.
+Tiling  the values are one line: vectors of it on a CPU, a value a thread on a GPU.
 Source  own.
 """
 
@@ -18,6 +18,8 @@ from tvm.s_tir import Schedule
 from kernels.te.tile import module
 from targets.target import Target
 
+GPU_THREADS = 256  # a block
+
 
 def lower(shape: Sequence[int], dtype: str, target: Target) -> IRModule:
     """The function main(x, y), x of uint8 and y of `dtype`."""
@@ -29,6 +31,11 @@ def lower(shape: Sequence[int], dtype: str, target: Target) -> IRModule:
 
     schedule = Schedule(module(x, te.compute(tuple(shape), value, name="y")))
     line = schedule.fuse(*schedule.get_loops(schedule.get_sblock("y")))
+    if target.kind == "cuda":
+        block, thread = schedule.split(line, [None, GPU_THREADS])
+        schedule.bind(block, "blockIdx.x")
+        schedule.bind(thread, "threadIdx.x")
+        return schedule.mod
     vectors, lane = schedule.split(line, [None, target.cpu.lanes("float32")])
     schedule.parallel(vectors)
     schedule.vectorize(lane)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,12 @@ def refused(*command: str | Path) -> str:
     return done.stderr.strip()
 
 
-def build(model: MobileNet, library: Path, device: Any = HOST, log: Path | None = None) -> Path:
+def build(
+    model: MobileNet, library: Path, device: Any = HOST, log: Path | None = None, **options: Any
+) -> Path:
     records = pipeline.Log.at(log, device) if log is None else pipeline.Log(path=log)
-    pipeline.build(model, device, records, threads=1, weights=None, seed=1, output=library)
+    given = {"threads": 1, "weights": None, "seed": 1, "output": library} | options
+    pipeline.build(model, device, records, **given)
     return library
 
 
@@ -432,6 +436,10 @@ def test_plain_command_classifies_as_python_does(mobilenet: Path, folder: Path) 
     assert [label for _, label in top] == [label for _, label in expected]
     np.testing.assert_allclose([p for p, _ in top], [p for p, _ in expected], rtol=1e-6)
 
+    bytes_in = build(MobileNet(), folder / "bytes.so", input_dtype="uint8")
+    (same,) = answers([folder / "classify", bytes_in, *options, folder / "photo.ppm"]).values()
+    assert same == top
+
 
 @pytest.mark.slow
 def test_cmake_builds_what_reads_png_and_jpeg(mobilenet: Path, folder: Path) -> None:
@@ -507,3 +515,12 @@ def test_built_for_arm64_it_answers_on_the_emulated_board(
     np.testing.assert_allclose(
         [p for p, _ in top[:4]], [p for p, _ in expected[:4]], rtol=2 * allowed
     )
+
+    # In float16, and smaller, for the emulator computes it slowly.
+    small = MobileNet(resolution=128)
+    full = build(small, tmp_path / "full.so", log=tmp_path / "none")
+    command[1] = build(replace(small, dtype="float16"), tmp_path / "half.so", device)
+    (top,) = answers(system.command(*command, core="cortex-a76")).values()
+    ((_, expected),) = pipeline.classify(full, [tmp_path / "coffee.ppm"], threads=1)
+    assert top[0][1] == expected[0][1]
+    assert top[0][0] == pytest.approx(expected[0][0], abs=0.02)
