@@ -36,6 +36,7 @@ from targets.target import Target
 
 CUDA = machines("cuda")
 H100 = CUDA.DEVICES["h100"]
+CAPABLE = {name for name, device in CUDA.DEVICES.items() if device.gpu.arch != "sm_75"}
 # On so few SMs small shapes, too, have tiles in groups and programs that take several.
 SMALL = replace(H100, device="small", limits=replace(H100.gpu, sms=2))
 NAMES = [name for name in KERNELS if name.startswith("triton.")]
@@ -259,7 +260,7 @@ shapes |= st.builds(Head, **product)  # type: ignore[arg-type]
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(workload=shapes, device=st.sampled_from(sorted(CUDA.DEVICES)))
+@given(workload=shapes, device=st.sampled_from(sorted(CAPABLE)))
 def test_every_shape_has_a_few_hundred_configs_on_every_device(
     workload: Workload, device: str
 ) -> None:
