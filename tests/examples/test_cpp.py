@@ -443,7 +443,7 @@ def test_plain_command_classifies_as_python_does(mobilenet: Path, folder: Path) 
 
 @pytest.mark.slow
 def test_cmake_builds_what_reads_png_and_jpeg(mobilenet: Path, folder: Path) -> None:
-    if shutil.which("cmake") is None:
+    if shutil.which("cmake") is None and os.environ.get("CI") != "true":
         pytest.skip("no cmake on PATH")
     python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = run(
@@ -457,8 +457,9 @@ def test_cmake_builds_what_reads_png_and_jpeg(mobilenet: Path, folder: Path) -> 
     if "Found JPEG" in configured:
         Image.open(PHOTOS / "coffee.png").save(folder / "coffee.jpg", quality=95)
         photos.append(folder / "coffee.jpg")
-    if not photos:
+    if not photos and os.environ.get("CI") != "true":
         pytest.skip("CMake found neither libpng nor libjpeg")
+    assert photos
     found = answers([*classify, "--labels", LABELS, *photos])
     for photo, likeliest in pipeline.classify(mobilenet, photos, threads=1):
         p, labels = zip(*found[str(photo)], strict=True)
@@ -472,7 +473,7 @@ def test_cmake_builds_what_reads_png_and_jpeg(mobilenet: Path, folder: Path) -> 
 
 
 def test_cmake_without_tvm_is_told(folder: Path, tmp_path: Path) -> None:
-    if shutil.which("cmake") is None:
+    if shutil.which("cmake") is None and os.environ.get("CI") != "true":
         pytest.skip("no cmake on PATH")
     done = subprocess.run(
         ["cmake", "-B", "build", f"-DTVM_SITE={tmp_path}"], cwd=folder, capture_output=True
@@ -493,7 +494,8 @@ def system() -> Guest:
 def test_built_for_arm64_it_answers_on_the_emulated_board(
     system: Guest, mobilenet: Path, folder: Path, tmp_path: Path
 ) -> None:
-    if shutil.which("cmake") is None or shutil.which("aarch64-linux-gnu-g++") is None:
+    tools = ("cmake", "aarch64-linux-gnu-g++")
+    if not all(map(shutil.which, tools)) and os.environ.get("CI") != "true":
         pytest.skip("no cmake and aarch64-linux-gnu-g++ on PATH")
     wheels = folder / "site-aarch64"
     wheels.symlink_to(system.site)
