@@ -19,7 +19,8 @@ run: setup
 	$(BIN)/python -m tune bench --target x86 --threads $(THREADS) --lib $(OUT)/mobilenet_v1.so --peers torch-eager --json $(OUT)/bench.json
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(shell nproc) --dist loadfile --ignore tests/tune/test_rpc.py
+	$(BIN)/python -m pytest tests/tune/test_rpc.py
 
 check: setup
 	$(BIN)/ruff format --check .
