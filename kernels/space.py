@@ -115,3 +115,8 @@ def _position(knob: Knob, value: Value | None) -> int:
         if numbers:
             return knob.choices.index(min(numbers, key=lambda choice: abs(choice - value)))
     return knob.choices.index(knob.default)
+
+
+def blocks(size: int, block: int) -> int:
+    """How many blocks cover `size`, the last one perhaps in part."""
+    return -(-size // block)

@@ -10,7 +10,9 @@ reads it back.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 Pad = tuple[int, int, int, int]
@@ -22,8 +24,27 @@ ITEM_BYTES = {"float32": 4, "float16": 2}
 BIAS_BYTES = 4
 
 
+class _Window:
+    """What moves a window of K x K pixels over an image has in common."""
+
+    __slots__ = ()
+    Hi: int
+    Wi: int
+    K: int
+    stride: int
+    pad: Pad
+
+    @property
+    def Ho(self) -> int:
+        return window_count(self.Hi, self.pad[0] + self.pad[1], self.K, self.stride)
+
+    @property
+    def Wo(self) -> int:
+        return window_count(self.Wi, self.pad[2] + self.pad[3], self.K, self.stride)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conv:
+class Conv(_Window):
     """Convolution over all input channels, with bias and activation. The stem has Ci = 3.
 
     y[n,ho,wo,co] = act(bias[co] + sum x[n, ho*stride+kh-top, wo*stride+kw-left, ci]
@@ -44,14 +65,6 @@ class Conv:
     def __post_init__(self) -> None:
         _check(self, ("N", "Hi", "Wi", "Ci", "Co", "K", "stride"))
         _check_window(self)
-
-    @property
-    def Ho(self) -> int:
-        return window_count(self.Hi, self.pad[0] + self.pad[1], self.K, self.stride)
-
-    @property
-    def Wo(self) -> int:
-        return window_count(self.Wi, self.pad[2] + self.pad[3], self.K, self.stride)
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -82,7 +95,7 @@ class Conv:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Depthwise:
+class Depthwise(_Window):
     """One K×K filter a channel, with bias and activation.
 
     y[n,ho,wo,c] = act(bias[c] + sum x[n, ho*stride+kh-top, wo*stride+kw-left, c] * wt[kh,kw,c]),
@@ -106,14 +119,6 @@ class Depthwise:
     @property
     def Co(self) -> int:
         return self.C
-
-    @property
-    def Ho(self) -> int:
-        return window_count(self.Hi, self.pad[0] + self.pad[1], self.K, self.stride)
-
-    @property
-    def Wo(self) -> int:
-        return window_count(self.Wi, self.pad[2] + self.pad[3], self.K, self.stride)
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -174,8 +179,13 @@ class Pointwise:
         return (self.N, self.H, self.W, self.Co)
 
     @property
+    def pixels(self) -> int:
+        """Of all images: rows of the matrix product."""
+        return self.N * self.H * self.W
+
+    @property
     def macs(self) -> int:
-        return self.N * self.H * self.W * self.Ci * self.Co
+        return self.pixels * self.Ci * self.Co
 
     @property
     def terms(self) -> int:
@@ -235,7 +245,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Separable:
+class Separable(_Window):
     """A depthwise convolution and the pointwise one behind it, in one; what lies between is no
     tensor. Each has a bias, and the activation follows on both.
     """
@@ -256,23 +266,24 @@ class Separable:
         _check_window(self)
 
     @classmethod
-    def of(cls, depthwise: Depthwise, pointwise: Pointwise) -> Separable | None:
-        """The two as one, None where they do not follow on each other."""
-        d = depthwise
-        alike = (d.activation, d.dtype) == (pointwise.activation, pointwise.dtype)
-        if not alike or d.y_shape != pointwise.x_shape:
+    def of(cls, first: Workload, second: Workload) -> Separable | None:
+        """The two as one, None where they are no depthwise and the pointwise one behind it."""
+        if not isinstance(first, Depthwise) or not isinstance(second, Pointwise):
+            return None
+        alike = (first.activation, first.dtype) == (second.activation, second.dtype)
+        if not alike or first.y_shape != second.x_shape:
             return None
         return cls(
-            N=d.N,
-            Hi=d.Hi,
-            Wi=d.Wi,
-            C=d.C,
-            Co=pointwise.Co,
-            K=d.K,
-            stride=d.stride,
-            pad=d.pad,
-            activation=d.activation,
-            dtype=d.dtype,
+            N=first.N,
+            Hi=first.Hi,
+            Wi=first.Wi,
+            C=first.C,
+            Co=second.Co,
+            K=first.K,
+            stride=first.stride,
+            pad=first.pad,
+            activation=first.activation,
+            dtype=first.dtype,
         )
 
     @property
@@ -300,14 +311,6 @@ class Separable:
             activation=self.activation,
             dtype=self.dtype,
         )
-
-    @property
-    def Ho(self) -> int:
-        return window_count(self.Hi, self.pad[0] + self.pad[1], self.K, self.stride)
-
-    @property
-    def Wo(self) -> int:
-        return window_count(self.Wi, self.pad[2] + self.pad[3], self.K, self.stride)
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -357,6 +360,11 @@ def moved_bytes(workload: Workload) -> int:
     shapes = (workload.x_shape, *workload.weight_shapes[::2], workload.y_shape)
     biases = workload.weight_shapes[1::2]
     return ITEM_BYTES[workload.dtype] * sum(map(prod, shapes)) + BIAS_BYTES * sum(map(prod, biases))
+
+
+def separables(workloads: Sequence[Workload]) -> tuple[Separable, ...]:
+    """Of a network's workloads, in their order, every two that can be one."""
+    return tuple(filter(None, (Separable.of(*pair) for pair in pairwise(workloads))))
 
 
 def parse(key: str) -> Workload:

@@ -60,6 +60,12 @@ class GpuLimits:
     tensor_f16_flops: float
     tensor_tf32_flops: float
 
+    def peak_flops(self, dtype: str) -> float:
+        """Of tensor cores in float16; in float32 of those in TF32, where there are any."""
+        if dtype == "float16":
+            return self.tensor_f16_flops
+        return max(self.tensor_tf32_flops, self.fp32_flops)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:

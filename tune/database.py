@@ -151,6 +151,15 @@ def decode(found: Any) -> Record | None:
     return record if _is_sound(record) else None
 
 
+def add(path: Path, records: Iterable[Record]) -> int:
+    """Append to the log at `path`, new or not, what it lacks of `records`; how many. LogError."""
+    known = {identity(record) for record in read(path, missing_ok=True).records}
+    fresh = {identity(record): record for record in records}
+    added = [record for text, record in fresh.items() if text not in known]
+    append(path, added)
+    return len(added)
+
+
 def identity(record: Record) -> str:
     """A text that only equal records share."""
     return canonical(asdict(record))

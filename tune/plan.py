@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kernels import kernel, kernels_for
 from kernels.space import Config
 from kernels.version import version
-from kernels.workload import Depthwise, Pointwise, Separable, Workload
+from kernels.workload import Separable, Workload
 from targets.target import Target
 from tune.database import ESTIMATORS, Record, best
 from tune.errors import GateError
@@ -48,8 +48,8 @@ class Choice:
 
     @property
     def workload(self) -> Workload:
-        first, *others = self.layers
-        workload = fused(first, *others) if others else first.workload
+        first, *others = (layer.workload for layer in self.layers)
+        workload = Separable.of(first, *others) if others else first
         assert workload is not None, "only what can be fused is chosen together"
         return workload
 
@@ -58,13 +58,6 @@ class Choice:
         """The layer's; of two, the block's."""
         first, *others = self.layers
         return first.name.partition(".")[0] if others else first.name
-
-
-def fused(first: Layer, second: Layer) -> Separable | None:
-    """The two layers as one workload, None where they are no depthwise and its pointwise one."""
-    if not isinstance(first.workload, Depthwise) or not isinstance(second.workload, Pointwise):
-        return None
-    return Separable.of(first.workload, second.workload)
 
 
 def plan(
@@ -111,16 +104,9 @@ def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: in
             f"expected one that supports it; see kernels/__init__.py for what there is"
         )
     for why, estimator in REASONS:
-        winner = _winner(workload, records, target, threads, estimator)
-        if winner is not None:
-            return Choice(
-                layers=(layer,),
-                kernel=winner.kernel,
-                config=winner.config,
-                why=why,
-                time_s=winner.time_s,
-                record=winner,
-            )
+        found = winner(workload, records, target, threads, estimator)
+        if found is not None:
+            return _decided((layer,), why, found)
     for name in names:
         space = kernel(name).space(workload, target)
         near = similar(records, workload, name, space, target=target, threads=threads, limit=1)
@@ -137,34 +123,35 @@ def _together(
     pair: Sequence[Choice], records: Sequence[Record], target: Target, threads: int
 ) -> Choice | None:
     """The two as one choice, with the times of both ways, where both are known the same way."""
-    (first,), (second,) = (choice.layers for choice in pair)
-    workload = fused(first, second)
-    if workload is None or pair[0].why != pair[1].why:
+    workload = Separable.of(*(choice.workload for choice in pair))
+    reasons = {(choice.why, choice.record.estimator if choice.record else None) for choice in pair}
+    if workload is None or len(reasons) > 1 or reasons.isdisjoint(REASONS):
         return None
-    estimators = {choice.record and choice.record.estimator for choice in pair}
-    for why, estimator in REASONS:
-        if why == pair[0].why and estimators == {estimator}:
-            winner = _winner(workload, records, target, threads, estimator)
-            if winner is None:
-                return None
-            stages = {choice.record and choice.record.stage for choice in pair}
-            if winner.apart_s is None and stages != {winner.stage}:
-                return None  # alone and in the network a kernel takes different times
-            apart_s = winner.apart_s or sum(choice.time_s or 0 for choice in pair)
-            return Choice(
-                layers=(first, second),
-                kernel=winner.kernel,
-                config=winner.config,
-                why=why,
-                time_s=winner.time_s,
-                record=winner,
-                apart_s=apart_s,
-                fused_s=winner.time_s,
-            )
-    return None
+    [(why, estimator)] = reasons
+    found = winner(workload, records, target, threads, estimator)
+    if found is None:
+        return None
+    stages = {choice.record and choice.record.stage for choice in pair}
+    if found.apart_s is None and stages != {found.stage}:
+        return None  # alone and in the network a kernel takes different times
+    apart_s = found.apart_s or sum(choice.time_s or 0 for choice in pair)
+    layers = tuple(layer for choice in pair for layer in choice.layers)
+    return replace(_decided(layers, why, found), apart_s=apart_s, fused_s=found.time_s)
 
 
-def _winner(
+def _decided(layers: tuple[Layer, ...], why: str, record: Record) -> Choice:
+    """What `record` says of them."""
+    return Choice(
+        layers=layers,
+        kernel=record.kernel,
+        config=record.config,
+        why=why,
+        time_s=record.time_s,
+        record=record,
+    )
+
+
+def winner(
     workload: Workload,
     records: Sequence[Record],
     target: Target,
@@ -172,9 +159,12 @@ def _winner(
     estimator: str | None,
 ) -> Record | None:
     """The best record of any kernel, as measured or as `estimator` thinks."""
+    known = [r for r in records if (r.workload, r.estimator) == (workload.key, estimator)]
+    if not known:  # a kernel's version is asked for only when something depends on it
+        return None
     names = kernels_for(workload, target)
-    winner = best(
-        records,
+    found = best(
+        known,
         workload=workload.key,
         target=target.kind,
         device=target.device,
@@ -182,6 +172,6 @@ def _winner(
         versions={name: version(name, target.kind, workload.dtype) for name in names},
         estimator=estimator,
     )
-    if winner is None or winner.config not in kernel(winner.kernel).space(workload, target):
+    if found is None or found.config not in kernel(found.kernel).space(workload, target):
         return None
-    return winner
+    return found

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from kernels.workload import (
     Depthwise,
-    Pointwise,
     Separable,
     Workload,
     flops,
@@ -78,12 +77,7 @@ def fused(workloads: Sequence[Workload]) -> list[Workload]:
     """A network with each depthwise layer and the pointwise one behind it in one kernel."""
     found: list[Workload] = []
     for workload in workloads:
-        before = found[-1] if found else None
-        both = (
-            Separable.of(before, workload)
-            if isinstance(before, Depthwise) and isinstance(workload, Pointwise)
-            else None
-        )
+        both = Separable.of(found[-1], workload) if found else None
         if both is None:
             found.append(workload)
         else:

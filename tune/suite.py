@@ -8,7 +8,16 @@ from dataclasses import replace
 
 from kernels import kernel, kernels_for
 from kernels.space import Config
-from kernels.workload import DTYPES, Conv, Depthwise, Head, Pointwise, Separable, Workload
+from kernels.workload import (
+    DTYPES,
+    Conv,
+    Depthwise,
+    Head,
+    Pointwise,
+    Separable,
+    Workload,
+    separables,
+)
 from targets.target import Target
 from tune.mobilenet import MobileNet
 from tune.runners.protocol import Entry
@@ -53,15 +62,9 @@ def entries(target: Target) -> tuple[Entry, ...]:
 
 def _layers(model: MobileNet) -> Iterator[Workload]:
     """Each layer alone, and each depthwise one with the pointwise one behind it."""
-    before: Workload | None = None
-    for layer in model.layers:
-        workload = layer.workload
-        yield workload
-        if isinstance(before, Depthwise) and isinstance(workload, Pointwise):
-            together = Separable.of(before, workload)
-            if together is not None:
-                yield together
-        before = workload
+    workloads = [layer.workload for layer in model.layers]
+    yield from workloads
+    yield from separables(workloads)
 
 
 def _some(name: str, workload: Workload, target: Target) -> list[Config]:

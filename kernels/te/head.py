@@ -19,10 +19,9 @@ from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te.tile import (
     activate,
-    blocks,
     divisors,
     keep_in_registers,
     lanes,

@@ -21,15 +21,16 @@ from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te import product
 from kernels.te.prefetch import prefetch
-from kernels.te.tile import activate, blocks, divisors, lanes, module, on_cpu, vectorize_last
+from kernels.te.tile import activate, divisors, lanes, module, on_cpu, vectorize_last
 from kernels.workload import ITEM_BYTES, Pointwise, Workload
 from targets.target import Target
 
 LINE_BYTES = 64
 TASKS = 16  # by default at least, so that several cores have work
+MOST_CHUNKS = 32
 
 
 def supports(workload: Workload, target: Target) -> bool:
@@ -38,9 +39,9 @@ def supports(workload: Workload, target: Target) -> bool:
 
 def space(workload: Pointwise, target: Target) -> Space:
     """Register tiles that nearly fill the registers, and how long a block of weights is kept."""
-    pixels = product.pixels(workload)
+    pixels = workload.pixels
     tiles = product.register_tiles(workload, target, lambda rows: product.covering(pixels, rows))
-    chunks = {rows: divisors(blocks(pixels, rows)) for rows, _ in tiles}
+    chunks = {rows: _chunks(blocks(pixels, rows)) for rows, _ in tiles}
     rows = tuple(sorted({rows for rows, _ in tiles}))
     columns = tuple(sorted({columns for _, columns in tiles}))
     counts = tuple(sorted(set().union(*chunks.values())))
@@ -68,7 +69,7 @@ def space(workload: Pointwise, target: Target) -> Space:
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
     rows, columns = int(config["BLOCK_P"]), int(config["BLOCK_CO"])
-    P = product.pixels(workload)
+    P = workload.pixels
     schedule = Schedule(_formula(workload, rows, columns))
     schedule.fuse_reduction_epilogue("acc", "biased")
     acc, y = schedule.get_sblock("acc"), schedule.get_sblock("y")
@@ -93,6 +94,14 @@ def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tup
     return product.packed(workload, config, *weights)
 
 
+def _chunks(tiles: int) -> tuple[int, ...]:
+    """Divisors of `tiles`, of very many some, from 1 to all tiles."""
+    whole = divisors(tiles)
+    if len(whole) <= MOST_CHUNKS:
+        return whole
+    return tuple(whole[step * (len(whole) - 1) // (MOST_CHUNKS - 1)] for step in range(MOST_CHUNKS))
+
+
 def _default_chunk(chunks: Sequence[int], columns: int) -> int:
     """The largest of `chunks`, the last of which is all tiles, that leaves enough tasks."""
     enough = [chunk for chunk in chunks if chunks[-1] // chunk * columns >= TASKS]
@@ -101,7 +110,7 @@ def _default_chunk(chunks: Sequence[int], columns: int) -> int:
 
 def _formula(workload: Pointwise, rows: int, columns: int) -> IRModule:
     """The unscheduled function, its sum already written tile by tile."""
-    P, dtype = product.pixels(workload), workload.dtype
+    P, dtype = workload.pixels, workload.dtype
     x = te.placeholder((P, workload.Ci), dtype, "x")
     wt, bias = product.arguments(workload, columns)
 

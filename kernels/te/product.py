@@ -21,8 +21,8 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from kernels.reference import Array
-from kernels.space import Config
-from kernels.te.tile import blocks, divisors, keep_in_registers, lanes, pad_last, unroll
+from kernels.space import Config, blocks
+from kernels.te.tile import divisors, keep_in_registers, lanes, pad_last, unroll
 from kernels.tolerance import HALF_TERMS
 from kernels.workload import ITEM_BYTES, Pointwise
 from targets.target import Target
@@ -48,7 +48,7 @@ def register_tiles(
             tallest = (registers - vectors) // (vectors + 1)
         else:
             tallest = (registers - FREE_REGISTERS) // vectors
-        tallest = min(tallest, pixels(workload))
+        tallest = min(tallest, workload.pixels)
         rows = heights(range(max(1, tallest // 2), tallest + 1))
         tiles += [(count, width * vectors) for count in rows]
     return tuple(tiles)
@@ -60,10 +60,6 @@ def unrolls(workload: Pointwise, target: Target) -> tuple[tuple[int, ...], int]:
     steps = (1, held, 2 * held, 4 * held) if target.cpu.lane_operand else (1, 2, 4)
     choices = tuple(count for count in steps if terms(workload) % count == 0)
     return choices, max(count for count in choices if count <= max(4, held))
-
-
-def pixels(workload: Pointwise) -> int:
-    return workload.N * workload.H * workload.W
 
 
 def terms(workload: Pointwise) -> int:
@@ -94,7 +90,7 @@ def tiled(
     pixel  from a pixel of the batch and a channel to its value
     """
     Ci, columns = workload.Ci, int(wt.shape[-1])
-    shape = (blocks(pixels(workload), rows), int(wt.shape[0]), rows, columns)
+    shape = (blocks(workload.pixels, rows), int(wt.shape[0]), rows, columns)
     summed = terms(workload)
     group, ci = te.reduce_axis((0, Ci // summed), "group"), te.reduce_axis((0, summed), "ci")
 

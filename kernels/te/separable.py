@@ -25,11 +25,10 @@ from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te import product
 from kernels.te.tile import (
     activate,
-    blocks,
     bordered,
     divisors,
     keep_in_registers,
@@ -66,7 +65,8 @@ def space(workload: Separable, target: Target) -> Space:
     columns = tuple(sorted({columns for _, columns in tiles}))
     unrolls, unroll_ci = product.unrolls(workload.pointwise, target)
     parts = [count for count in (1, 2, 4) if blocks(workload.Co, columns[0]) % count == 0]
-    across = tuple(columns for columns in divisors(Wo) if columns <= 14)[-2:]
+    widest_row = min(registers - product.FREE_REGISTERS, 14)
+    across = tuple(columns for columns in divisors(Wo) if columns <= widest_row)[-2:]
     vectors = [count for count in (1, 2) if count <= blocks(workload.C, width)]
     return Space(
         knobs=(
@@ -88,7 +88,10 @@ def space(workload: Separable, target: Target) -> Space:
             ),
             Constraint(
                 "sums fit registers",
-                lambda c: int(c["BLOCK_WO"]) * int(c["BLOCK_C"]) // width <= registers - 4,
+                lambda c: (
+                    int(c["BLOCK_WO"]) * int(c["BLOCK_C"]) // width
+                    <= registers - product.FREE_REGISTERS
+                ),
             ),
         ),
     )

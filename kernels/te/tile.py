@@ -31,11 +31,6 @@ def lanes(target: Target, dtype: str, channels: int) -> int:
     return width
 
 
-def blocks(size: int, block: int) -> int:
-    """How many blocks cover `size`, the last one perhaps in part."""
-    return -(-size // block)
-
-
 def divisors(size: int) -> tuple[int, ...]:
     """All divisors of `size`, ascending."""
     return tuple(part for part in range(1, size + 1) if size % part == 0)
@@ -43,11 +38,10 @@ def divisors(size: int) -> tuple[int, ...]:
 
 def activate(value: Any, activation: str) -> Any:
     """`value` after the activation, as a TE expression."""
-    zero, six = (tirx.const(bound, value.dtype) for bound in (0, 6))
     if activation == "none":
         return value
-    positive = te.max(value, zero)
-    return positive if activation == "relu" else te.min(positive, six)
+    positive = te.max(value, 0)
+    return positive if activation == "relu" else te.min(positive, 6)
 
 
 def window_span(workload: Conv | Depthwise, outputs: tuple[int, int]) -> tuple[int, int]:

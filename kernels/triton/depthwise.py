@@ -16,13 +16,14 @@ Source  own.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import triton
 from triton import language as tl
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.triton.call import Call, Launch, Tensor
 from kernels.triton.tile import (
     MOST_ELEMENTS,
@@ -31,10 +32,9 @@ from kernels.triton.tile import (
     WARP,
     WIDEST_BYTES,
     activate,
-    blocks,
     choices,
     cover,
-    nearest,
+    filling,
     on_gpu,
     padded,
     window,
@@ -65,6 +65,8 @@ def space(workload: Depthwise, target: Target) -> Space:
     finest: Config = {"BLOCK_HO": 1, "BLOCK_WO": 1, "BLOCK_C": channels[0], "ROWS": 1}
     fill = min(sms, _programs(workload, finest)) // 4
     default = _default(workload, sms, (heights, columns, channels, rows))
+    # Elements of a load; an image of a few pixels has not so many for every thread of a warp.
+    wide = min(WIDEST_BYTES / ITEM_BYTES[workload.dtype], heights[-1] * columns[-1] / 2)
 
     def elements(config: Config) -> float:
         """That a thread has of one row."""
@@ -73,12 +75,12 @@ def space(workload: Depthwise, target: Target) -> Space:
 
     def registers(config: Config) -> float:
         """Sums, and the taps of the channels that a thread loads at once."""
-        wide = min(elements(config), WIDEST_BYTES / ITEM_BYTES[workload.dtype])
-        return elements(config) * int(config["ROWS"]) + wide * min(workload.K**2, 9)
+        loaded = min(elements(config), WIDEST_BYTES / ITEM_BYTES[workload.dtype])
+        return elements(config) * int(config["ROWS"]) + loaded * min(workload.K**2, 9)
 
     def worthwhile(config: Config) -> bool:
         """Narrow loads only where wide ones would leave SMs idle."""
-        if elements(config) >= WIDEST_BYTES / ITEM_BYTES[workload.dtype]:
+        if elements(config) >= wide:
             return True
         few = _programs(workload, config) < 8 * sms
         return few and (elements(config) >= 2 or config["NUM_WARPS"] == NUM_WARPS[0])
@@ -219,17 +221,9 @@ def pack(workload: Depthwise, config: Config, weights: tuple[Array, ...]) -> tup
 
 
 def _default(workload: Depthwise, sms: int, choices: tuple[tuple[int, ...], ...]) -> Config:
-    """The largest of some good tiles that gives every SM a program, or else the smallest."""
     tiles = ((4, 8, 64, 2, 4), (2, 8, 64, 2, 4), (2, 8, 64, 1, 4), (2, 8, 32, 1, 2))
-    for *tile, warps in tiles:
-        config: Config = {
-            name: nearest(values, wanted)
-            for name, values, wanted in zip(TILE, choices, tile, strict=True)
-        }
-        config["NUM_WARPS"] = warps
-        if _programs(workload, config) >= sms:
-            break
-    return config
+    wanted = (dict(zip((*TILE, "NUM_WARPS"), tile, strict=True)) for tile in tiles)
+    return filling(wanted, dict(zip(TILE, choices, strict=True)), partial(_programs, workload), sms)
 
 
 def _programs(workload: Depthwise, config: Config) -> int:

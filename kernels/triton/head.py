@@ -21,13 +21,12 @@ import triton
 from triton import language as tl
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.triton.call import Call, Launch, Tensor
 from kernels.triton.tile import (
     MOST_ELEMENTS,
     WARP,
     activate,
-    blocks,
     choices,
     cover,
     nearest,

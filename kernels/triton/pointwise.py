@@ -16,22 +16,22 @@ Source  own; the order of tiles in groups is that of Triton's tutorial on matrix
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import triton
 from triton import language as tl
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.triton.call import Call, Constant, Launch, Tensor
 from kernels.triton.tile import (
     MOST_ELEMENTS,
     MOST_SUMS,
     WARP,
     activate,
-    blocks,
     choices,
-    nearest,
+    filling,
     on_gpu,
     padded,
     precisions,
@@ -47,14 +47,14 @@ def supports(workload: Workload, target: Target) -> bool:
     return (
         isinstance(workload, Pointwise)
         and on_gpu(target)
-        and max(_pixels(workload), workload.Ci * workload.Co) < MOST_ELEMENTS
+        and max(workload.pixels, workload.Ci * workload.Co) < MOST_ELEMENTS
     )
 
 
 def space(workload: Pointwise, target: Target) -> Space:
     """Tiles that fit registers and shared memory, in a number that fits the SMs."""
     gpu, dtype = target.gpu, workload.dtype
-    P = _pixels(workload)
+    P = workload.pixels
     pixels = choices((16, 32, 64, 128), P, least=16)
     outputs = choices((16, 32, 64, 128, 256), workload.Co, least=16)[-4:]
     inputs = choices((16, 32, 64, 128), workload.Ci, least=16)[-2:]
@@ -226,7 +226,7 @@ def _pointwise_sum(
 
 def call(workload: Pointwise, config: Config, target: Target) -> Call:
     """One launch, and with SPLIT_CI above 1 another that adds up."""
-    P, Ci, Co, dtype = _pixels(workload), workload.Ci, workload.Co, workload.dtype
+    P, Ci, Co, dtype = workload.pixels, workload.Ci, workload.Co, workload.dtype
     BLOCK_CO, BLOCK_CI, split = (int(config[n]) for n in ("BLOCK_CO", "BLOCK_CI", "SPLIT_CI"))
     columns = blocks(Co, BLOCK_CO) * BLOCK_CO
     tiles = _tiles(workload, config) * split
@@ -282,23 +282,13 @@ def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tup
 
 
 def _default(workload: Pointwise, sms: int, choices: tuple[tuple[int, ...], ...]) -> Config:
-    """The largest of some good tiles that gives every SM one, or else the smallest."""
     half = ((128, 128, 64), (64, 128, 64), (64, 64, 64), (32, 64, 64), (32, 32, 128), (16, 32, 128))
     full = ((64, 64, 32), (32, 64, 32), (32, 32, 32), (16, 32, 32))
-    for tile in half if workload.dtype == "float16" else full:
-        config: Config = {
-            name: nearest(values, wanted)
-            for name, values, wanted in zip(TILE, choices, tile, strict=True)
-        }
-        if _tiles(workload, config) >= sms:
-            break
-    return config
-
-
-def _pixels(workload: Pointwise) -> int:
-    return workload.N * workload.H * workload.W
+    tiles = half if workload.dtype == "float16" else full
+    wanted = (dict(zip(TILE, tile, strict=True)) for tile in tiles)
+    return filling(wanted, dict(zip(TILE, choices, strict=True)), partial(_tiles, workload), sms)
 
 
 def _tiles(workload: Pointwise, config: Config) -> int:
     BLOCK_P, BLOCK_CO = int(config["BLOCK_P"]), int(config["BLOCK_CO"])
-    return blocks(_pixels(workload), BLOCK_P) * blocks(workload.Co, BLOCK_CO)
+    return blocks(workload.pixels, BLOCK_P) * blocks(workload.Co, BLOCK_CO)

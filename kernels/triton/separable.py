@@ -21,13 +21,14 @@ Source  own.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import triton
 from triton import language as tl
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space, Value, blocks
 from kernels.triton.call import Call, Launch, Tensor
 from kernels.triton.tile import (
     MOST_ELEMENTS,
@@ -35,9 +36,8 @@ from kernels.triton.tile import (
     MOST_WINDOW,
     WARP,
     activate,
-    blocks,
     choices,
-    nearest,
+    filling,
     on_gpu,
     padded,
     precisions,
@@ -306,7 +306,6 @@ def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tup
 
 
 def _default(workload: Separable, sms: int, choices: tuple[tuple[int, ...], ...]) -> Config:
-    """The largest of some good tiles that gives every SM one, or else the smallest."""
     half = (
         (64, 256, 64, 8, "rows"),
         (64, 128, 64, 8, "rows"),
@@ -316,15 +315,11 @@ def _default(workload: Separable, sms: int, choices: tuple[tuple[int, ...], ...]
         (16, 32, 128, 8, "whole"),
     )
     full = ((64, 64, 32, 8, "rows"), (32, 64, 32, 8, "rows"), (16, 32, 64, 8, "rows"))
-    for *tile, warps, taps in half if workload.dtype == "float16" else full:
-        config: Config = {
-            name: nearest(values, wanted)
-            for name, values, wanted in zip(TILE, choices, tile, strict=True)
-        }
-        config |= {"NUM_WARPS": warps, "WINDOW": taps, "BLOCK_WO": 8 if workload.Wo >= 28 else 0}
-        if _programs(workload, config) >= sms:
-            break
-    return config
+    tiles: tuple[tuple[Value, ...], ...] = half if workload.dtype == "float16" else full
+    columns = 8 if workload.Wo >= 28 else 0
+    names = (*TILE, "NUM_WARPS", "WINDOW", "BLOCK_WO")
+    wanted = (dict(zip(names, (*tile, columns), strict=True)) for tile in tiles)
+    return filling(wanted, dict(zip(TILE, choices, strict=True)), partial(_programs, workload), sms)
 
 
 def _finest(workload: Separable, BLOCK_P: int, BLOCK_CO: int) -> int:

@@ -16,23 +16,23 @@ Source  own.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import triton
 from triton import language as tl
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.triton.call import Call, Launch, Tensor
 from kernels.triton.tile import (
     MOST_ELEMENTS,
     MOST_SUMS,
     WARP,
     activate,
-    blocks,
     choices,
     cover,
-    nearest,
+    filling,
     on_gpu,
     padded,
     precisions,
@@ -202,15 +202,9 @@ def pack(workload: Conv, config: Config, weights: tuple[Array, ...]) -> tuple[Ar
 
 
 def _default(workload: Conv, sms: int, choices: tuple[tuple[int, ...], ...]) -> Config:
-    """The largest of some good tiles that gives every SM a program, or else the smallest."""
-    for tile in ((8, 16, 64), (4, 16, 64), (4, 8, 32), (2, 8, 32)):
-        config: Config = {
-            name: nearest(values, wanted)
-            for name, values, wanted in zip(TILE, choices, tile, strict=True)
-        }
-        if _programs(workload, config) >= sms:
-            break
-    return config
+    tiles = ((8, 16, 64), (4, 16, 64), (4, 8, 32), (2, 8, 32))
+    wanted = (dict(zip(TILE, tile, strict=True)) for tile in tiles)
+    return filling(wanted, dict(zip(TILE, choices, strict=True)), partial(_programs, workload), sms)
 
 
 def _terms(workload: Conv) -> int:

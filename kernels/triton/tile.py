@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import triton
 from triton import language as tl
 
 from kernels.reference import Array
+from kernels.space import Config, Value
 from kernels.triton.call import Constant
 from kernels.workload import Conv, Depthwise, Separable
 from targets.target import Target
@@ -37,11 +38,6 @@ def on_gpu(target: Target) -> bool:
     return target.kind == "cuda" and int(target.gpu.arch.removeprefix("sm_")) >= OLDEST
 
 
-def blocks(size: int, block: int) -> int:
-    """How many blocks cover `size`, the last one perhaps in part."""
-    return -(-size // block)
-
-
 def cover(size: int) -> int:
     """The least power of two from `size` up."""
     return 1 << (size - 1).bit_length()
@@ -56,6 +52,26 @@ def choices(wanted: Iterable[int], size: int, least: int = 1) -> tuple[int, ...]
 def nearest(values: tuple[int, ...], wanted: int) -> int:
     """The one of `values` that is nearest to `wanted`, the smaller of two."""
     return min(values, key=lambda value: abs(value - wanted))
+
+
+def filling(
+    wanted: Iterable[Mapping[str, Value]],
+    choices: Mapping[str, tuple[int, ...]],
+    programs: Callable[[Config], int],
+    sms: int,
+) -> Config:
+    """The first of `wanted` that gives every SM a program, or else the last.
+
+    choices  of some knobs: the one nearest to what is wanted is taken
+    """
+    for config in wanted:
+        found = {
+            name: nearest(choices[name], int(value)) if name in choices else value
+            for name, value in config.items()
+        }
+        if programs(found) >= sms:
+            break
+    return found
 
 
 def window(workload: Conv | Depthwise | Separable) -> dict[str, Constant]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernels import KERNELS, KINDS, kernel, kernels_for
 from kernels.reference import reference
-from kernels.space import Config
-from kernels.te.tile import blocks
+from kernels.space import Config, blocks
 from kernels.tolerance import tolerance
 from kernels.workload import (
     ACTIVATIONS,
@@ -27,11 +26,11 @@ from kernels.workload import (
     Pointwise,
     Separable,
     Workload,
+    separables,
 )
 from targets import machines
 from targets.target import Target
 from tune.mobilenet import MobileNet
-from tune.plan import fused
 from tune.verify import case
 
 X86 = machines("x86")
@@ -46,9 +45,9 @@ FENCE = 64  # values around each argument that are NaN, and have to stay it
 
 def distinct(*models: MobileNet) -> list[Workload]:
     """Of every layer and of every two that can be one."""
-    single = [layer.workload for model in models for layer in model.layers]
-    together = [fused(*pair) for model in models for pair in pairwise(model.layers)]
-    return list(dict.fromkeys((*single, *filter(None, together))))
+    single = [[layer.workload for layer in model.layers] for model in models]
+    together = [separables(workloads) for workloads in single]
+    return list(dict.fromkeys(workload for found in (*single, *together) for workload in found))
 
 
 NETWORKS = distinct(MobileNet(), MobileNet(alpha=0.25, resolution=128))
@@ -222,6 +221,11 @@ shapes |= st.builds(
 
 @settings(deadline=None, derandomize=True)
 @given(workload=shapes, device=st.sampled_from(sorted(X86.DEVICES)))
+@example(workload=Pointwise(N=1, H=231, W=288, Ci=32, Co=137), device="alderlake")
+@example(
+    workload=Separable(N=1, Hi=3, Wi=182, C=1, Co=1, stride=1, pad=(0, 0, 0, 2)),
+    device="alderlake",
+)
 def test_every_shape_has_configs_on_every_device(workload: Workload, device: str) -> None:
     target = X86.DEVICES[device]
     [name] = kernels_for(workload, target)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from triton_interpreter import Case, interpret, outcome
 
@@ -261,6 +261,14 @@ shapes |= st.builds(Head, **product)  # type: ignore[arg-type]
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(workload=shapes, device=st.sampled_from(sorted(CAPABLE)))
+@example(
+    workload=Depthwise(N=1, Hi=3, Wi=3, C=65, stride=1, pad=(0, 0, 0, 0), dtype="float16"),
+    device="a10",
+)
+@example(
+    workload=Depthwise(N=256, Hi=3, Wi=3, C=33, stride=1, pad=(0, 0, 0, 0), dtype="float16"),
+    device="a10",
+)
 def test_every_shape_has_a_few_hundred_configs_on_every_device(
     workload: Workload, device: str
 ) -> None:

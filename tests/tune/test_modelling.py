@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from kernels import kernel, kernels_for
+from kernels.version import version
+from kernels.workload import parse
 from targets import cuda
 from tune import cli
 from tune.database import Record
 from tune.mobilenet import MobileNet
-from tune.pipeline import Log, modelling, roofline
+from tune.pipeline import Log, roofline
 
 H100 = cuda.DEVICES["h100"]
 
@@ -70,8 +73,6 @@ def test_estimates_stand_beside_floors_and_sum_up_when_complete(
     bare = roofline(model, H100, Log(path=tmp_path / "none"))
     assert all(row["predicted_s"] is None for row in bare["kernels"])
     records = [record(row["workload"]) for row in bare["kernels"] if row["layers"] < 5]
-    monkeypatch.setattr(modelling, "kernels_for", lambda workload, target: ("triton.any",))
-    monkeypatch.setattr(modelling, "version", lambda name, kind, dtype: "0" * 12)
     monkeypatch.setattr(Log, "records", lambda log: records)
     some = roofline(model, H100, Log(path=tmp_path / "none"))
     assert {row["predicted_s"] for row in some["kernels"]} == {None, 4e-6}
@@ -90,12 +91,15 @@ def test_measurements_are_no_estimates(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(row["predicted_s"] is None for row in found["kernels"])
 
 
-def record(workload: str) -> Record:
+def record(key: str) -> Record:
+    """An estimate of a workload's first kernel in its default config."""
+    workload = parse(key)
+    name = kernels_for(workload, H100)[0]
     return Record(
-        workload=workload,
-        kernel="triton.any",
-        kernel_version="0" * 12,
-        config={},
+        workload=key,
+        kernel=name,
+        kernel_version=version(name, "cuda", workload.dtype),
+        config=kernel(name).space(workload, H100).default,
         target="cuda",
         device="h100",
         threads=1,

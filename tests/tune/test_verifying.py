@@ -26,7 +26,7 @@ from tune.pipeline import verifying
 from tune.regression import LEAST, MOST, judge
 from tune.runners.local import FINAL, TRIAL
 from tune.runners.protocol import Entry, Outcome
-from tune.runners.rehearsal import agree
+from tune.runners.samples import agree
 
 HOST = machines("x86").DEVICES["znver4"]
 MODEL = MobileNet(alpha=0.25)

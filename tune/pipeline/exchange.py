@@ -54,11 +54,7 @@ def read_csv(table: Path, log: Path) -> tuple[int, int]:
             f"table {table} cannot be read: {error}; expected comma-separated values as "
             f"`log export` writes them; name another file"
         ) from None
-    known = {database.identity(one) for one in database.read(log, missing_ok=True).records}
-    sound = {database.identity(one): one for one in found if one is not None}
-    fresh = [one for text, one in sound.items() if text not in known]
-    database.append(log, fresh)
-    return len(fresh), sum(one is None for one in found)
+    return database.add(log, filter(None, found)), found.count(None)
 
 
 def _cell(name: str, value: Any) -> str:

@@ -14,7 +14,6 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from tune import suite
 from tune.errors import SeptuneError, SetupError, UsageError
 from tune.mobilenet import MobileNet
 from tune.peers import GPU_PEERS
-from tune.pins import check_pins
+from tune.pins import check_pins, installed
 from tune.pipeline.building import build
 from tune.pipeline.comparing import bench
 from tune.pipeline.explaining import explain
@@ -257,7 +256,7 @@ def _machine(visit: _Visit) -> dict[str, Any]:
     return {
         "target": visit.target.device,
         "python": platform.python_version(),
-        "packages": {name: _installed(name) for name in PACKAGES},
+        "packages": {name: installed(name) for name in PACKAGES},
         "gpu": _printed(
             "nvidia-smi",
             "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit",
@@ -431,13 +430,6 @@ def _write(path: Path, value: Any) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     part.replace(path)
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _printed(*command: str) -> str | None:

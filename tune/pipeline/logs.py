@@ -53,18 +53,13 @@ def merge(paths: Sequence[Path], output: Path) -> tuple[int, int]:
     LogError when a file cannot be used.
     """
     contents = [database.read(path) for path in paths]
-    records = [asdict(record) for content in contents for record in content.records]
-    return add(records, output), sum(content.skipped for content in contents)
+    records = [record for content in contents for record in content.records]
+    return database.add(output, records), sum(content.skipped for content in contents)
 
 
 def add(found: Sequence[dict[str, Any]], output: Path) -> int:
     """Add to the log at `output` the records, as data, that it lacks; how many."""
-    known = {database.identity(one) for one in database.read(output, missing_ok=True).records}
-    records = [database.decode(dict(one)) for one in found]
-    fresh = {database.identity(one): one for one in records if one is not None}
-    added = [record for text, record in fresh.items() if text not in known]
-    database.append(output, added)
-    return len(added)
+    return database.add(output, filter(None, (database.decode(dict(one)) for one in found)))
 
 
 def diff(old: Path, new: Path, threshold: float) -> list[dict[str, Any]]:

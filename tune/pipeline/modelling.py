@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kernels import kernels_for
-from kernels.version import version
 from kernels.workload import Workload
 from targets.target import Target
-from tune.database import Record, best
 from tune.mobilenet import MobileNet
 from tune.pipeline.records import Log
+from tune.plan import winner
 from tune.prediction import ASSUMED
 from tune.roofline import MATHS, floor, fused
 
@@ -62,7 +60,7 @@ def _rows(
     rows = []
     for workload in dict.fromkeys(workloads):
         least = floor(workload, target.gpu, math)
-        predicted = _predicted(workload, target, records)
+        predicted = winner(workload, records, target, 1, ESTIMATOR)
         rows.append(
             {
                 "workload": workload.key,
@@ -76,27 +74,6 @@ def _rows(
             }
         )
     return rows
-
-
-def _predicted(workload: Workload, target: Target, records: Sequence[Record]) -> Record | None:
-    """The best estimate of a workload, None when there is none."""
-    found = [
-        record
-        for record in records
-        if (record.workload, record.estimator) == (workload.key, ESTIMATOR)
-    ]
-    if not found:  # a kernel's version is asked for only when something depends on it
-        return None
-    names = kernels_for(workload, target)
-    return best(
-        found,
-        workload=workload.key,
-        target=target.kind,
-        device=target.device,
-        threads=1,
-        versions={name: version(name, target.kind, workload.dtype) for name in names},
-        estimator=ESTIMATOR,
-    )
 
 
 def _times(workloads: Sequence[Workload], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from kernels import KERNELS, kernel, kernels_for
 from kernels.version import version
-from kernels.workload import Separable, Workload, flops, parse
+from kernels.workload import Separable, Workload, flops, parse, separables
 from targets import machines
 from targets.target import Target
 from tune import database
 from tune.database import Record
 from tune.mobilenet import Layer
-from tune.plan import fused, plan
+from tune.plan import plan
 
 LOGS = Path(__file__).resolve().parents[2] / "logs"
 
@@ -87,11 +86,10 @@ def winners(
     """
     records = log.records()
     counts = Counter(choice.workload for choice in plan(layers, records, target, threads))
-    together = filter(None, (fused(*pair) for pair in pairwise(layers)))
     known = {record.workload for record in records}
     rows = []
-    workloads: list[Workload] = [*(layer.workload for layer in layers), *together]
-    for workload in dict.fromkeys(workloads):
+    single = [layer.workload for layer in layers]
+    for workload in dict.fromkeys((*single, *separables(single))):
         if isinstance(workload, Separable) and workload.key not in known:
             continue
         names = kernels_for(workload, target)

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from kernels import KERNELS, kernel, kernels_for
 from kernels.space import Config, Space
 from kernels.version import version
-from kernels.workload import Workload, flops, parse
+from kernels.workload import Workload, flops, parse, separables
 from targets import machines
 from targets.target import Endpoint, Target
 from tune import database
@@ -23,7 +22,7 @@ from tune.errors import SetupError, UsageError
 from tune.mobilenet import Layer
 from tune.pins import PINS, check_pins
 from tune.pipeline.records import Log, own
-from tune.plan import fused, plan
+from tune.plan import plan
 from tune.runners.local import LocalRunner
 from tune.runners.protocol import Entry, Outcome, Runner
 from tune.scheduler import Task, choose
@@ -225,10 +224,8 @@ def _entry(workload: Workload, name: str, config: Config) -> Entry:
 
 def _workloads(layers: Sequence[Layer], fuses: bool) -> Counter[Workload]:
     """How often the network has each workload, and each two in one where that can be told."""
-    workloads: Counter[Workload] = Counter(layer.workload for layer in layers)
-    if fuses:
-        workloads.update(filter(None, (fused(*pair) for pair in pairwise(layers))))
-    return workloads
+    single = [layer.workload for layer in layers]
+    return Counter((*single, *(separables(single) if fuses else ())))
 
 
 def _searches(

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kernels.space import Config
-from kernels.workload import Depthwise, Pointwise, Separable, Workload, moved_bytes
+from kernels.workload import Separable, Workload, moved_bytes
 from targets.target import Target
 from tune import ceilings
 from tune.runners.builders import Builders
 from tune.runners.candidate import Candidate
 from tune.runners.graphs import check, time_alone, time_in_turns
 from tune.runners.protocol import Entry, Outcome
-from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
+from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout, failure
 
 RUN_TIMEOUT_S = 90.0  # at batch 256 some of it is the host's, which makes the case
 TURNS_TIMEOUT_S = 300.0
@@ -101,15 +101,12 @@ class GpuRunner:
 
     def peak_flops(self, dtype: str) -> float:
         """Of a large product of matrices, in float32 as TF32; by the datasheet without PyTorch."""
-        gpu = self._target.gpu
         alone = Worker()  # a process that has loaded PyTorch measures nothing else
         try:
             measured = alone.call(ceilings.matmul_flops, dtype, timeout_s=RUN_TIMEOUT_S)
         except (WorkerError, WorkerCrash, WorkerTimeout):
             self._peak = DATASHEET
-            if dtype == "float16":
-                return gpu.tensor_f16_flops
-            return max(gpu.tensor_tf32_flops, gpu.fp32_flops)
+            return self._target.gpu.peak_flops(dtype)
         finally:
             alone.stop()
         self._peak = MATMUL
@@ -150,7 +147,8 @@ class GpuRunner:
                 outcomes = self._bench.call(time_in_turns, *arguments, timeout_s=TURNS_TIMEOUT_S)
             except (WorkerError, WorkerCrash, WorkerTimeout) as error:
                 self._bench.stop()
-                outcomes = [_failed(candidate, error) for candidate in runnable]
+                why = failure(error)
+                outcomes = [Outcome(config=candidate.config, error=why) for candidate in runnable]
         timed = iter(outcomes)
         return [one if isinstance(one, Outcome) else next(timed) for one in built]
 
@@ -162,23 +160,14 @@ class GpuRunner:
             outcome: Outcome = self._bench.call(step, built, *arguments, timeout_s=RUN_TIMEOUT_S)  # type: ignore[arg-type]
         except (WorkerError, WorkerCrash, WorkerTimeout) as error:
             self._bench.stop()
-            outcome = _failed(built, error)
+            outcome = Outcome(config=built.config, error=failure(error))
         built.library.unlink(missing_ok=True)
         return outcome
-
-
-def _failed(candidate: Candidate, error: Exception) -> Outcome:
-    kind = "timeout" if isinstance(error, WorkerTimeout) else "run"
-    return Outcome(config=candidate.config, error=f"{kind}: {error}")
 
 
 def _apart(network: Sequence[Entry], workload: Workload) -> tuple[Entry, ...]:
     """The two entries that `workload` is in one, none where it is one layer's."""
     for first, second in pairwise(network):
-        if (
-            isinstance(first.workload, Depthwise)
-            and isinstance(second.workload, Pointwise)
-            and Separable.of(first.workload, second.workload) == workload
-        ):
+        if Separable.of(first.workload, second.workload) == workload:
             return first, second
     return ()

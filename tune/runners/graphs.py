@@ -16,7 +16,7 @@ from targets import cuda_toolkit
 from tune.cuda import Graph, Stopwatch, new_stream
 from tune.runners.candidate import Candidate
 from tune.runners.protocol import Outcome
-from tune.runners.rehearsal import agree
+from tune.runners.samples import in_turns, settled
 from tune.verify import case, difference
 
 MOST_COPIES = 512
@@ -63,13 +63,11 @@ def time_alone(candidate: Candidate, protocol: _Trial) -> Outcome:
     def samples() -> tuple[float, ...]:
         return tuple(timed.sample() for _ in range(protocol.repeat))
 
-    sets = [samples()]
-    while not agree(sets[-1]) and len(sets) < protocol.attempts:
-        sets.append(samples())
+    seconds = settled(samples, protocol.attempts)
     timed.release()
     if wrong := loaded.changed():
         return Outcome(config=candidate.config, error=wrong)
-    return Outcome(config=candidate.config, seconds=min(sets, key=median), checked=True)
+    return Outcome(config=candidate.config, seconds=seconds, checked=True)
 
 
 def time_in_turns(
@@ -87,12 +85,9 @@ def time_in_turns(
     if pair and all(part.error is None for part in pair):
         casts[-1] = pair
     timed = {number: _Timed(cast, touched_bytes, turns) for number, cast in casts.items()}
-    fastest: dict[int, tuple[float, ...]] = dict.fromkeys(timed, ())
-    for number in range(turns.most):
-        if number >= turns.rounds and all(map(agree, fastest.values())):
-            break
-        for one, samples in fastest.items():
-            fastest[one] = tuple(sorted((*samples, timed[one].sample()))[: turns.rounds])
+    fastest = in_turns(
+        timed, lambda number: timed[number].sample(), rounds=turns.rounds, most=turns.most
+    )
     for played in timed.values():
         played.release()
     outcomes = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from kernels.space import Config
 from kernels.te import peak
@@ -14,8 +13,9 @@ from targets.target import Target
 from tune.runners.builders import Builders
 from tune.runners.candidate import Candidate, Loaded
 from tune.runners.protocol import Entry, Outcome
-from tune.runners.rehearsal import Rehearsal, agree, rehearse
-from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
+from tune.runners.rehearsal import Rehearsal, rehearse
+from tune.runners.samples import settled
+from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout, failure
 
 RUN_TIMEOUT_S = 30.0
 REHEARSAL_TIMEOUT_S = 300.0
@@ -79,7 +79,7 @@ class LocalRunner:
             try:
                 yield self._bench.call(time_alone, built, TRIAL, timeout_s=RUN_TIMEOUT_S)
             except (WorkerError, WorkerCrash, WorkerTimeout) as error:
-                yield Outcome(config=built.config, error=_run_error(error))
+                yield Outcome(config=built.config, error=failure(error))
             built.library.unlink(missing_ok=True)
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
@@ -101,16 +101,11 @@ class LocalRunner:
                 timeout_s = REHEARSAL_TIMEOUT_S
                 outcomes = self._bench.call(rehearse, parts, runnable, FINAL, timeout_s=timeout_s)
             except (WorkerError, WorkerCrash, WorkerTimeout) as error:
-                broken = _run_error(error)
+                broken = failure(error)
         if broken is not None:
             outcomes = [Outcome(config=candidate.config, error=broken) for candidate in runnable]
         timed = iter(outcomes)
         return [one if isinstance(one, Outcome) else next(timed) for one in built]
-
-
-def _run_error(error: Exception) -> str:
-    kind = "timeout" if isinstance(error, WorkerTimeout) else "run"
-    return f"{kind}: {error}"
 
 
 def _peak(target: Target, dtype: str, threads: int) -> float:
@@ -144,7 +139,5 @@ def time_alone(candidate: Candidate, protocol: Protocol) -> Outcome:
         calls = rounds * len(rotation)
         return tuple(sum(round_s() for _ in range(rounds)) / calls for _ in range(protocol.repeat))
 
-    sets = [samples()]
-    while not agree(sets[-1]) and len(sets) < protocol.attempts:
-        sets.append(samples())
-    return Outcome(config=candidate.config, seconds=min(sets, key=median), checked=True)
+    seconds = settled(samples, protocol.attempts)
+    return Outcome(config=candidate.config, seconds=seconds, checked=True)

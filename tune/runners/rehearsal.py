@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels.workload import Depthwise, Pointwise, Separable, Workload
+from kernels.workload import Separable, Workload
 from tune.runners.candidate import Candidate, Loaded
 from tune.runners.protocol import Outcome
+from tune.runners.samples import in_turns
 from tune.verify import case
-
-SPREAD = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +53,13 @@ def rehearse(
     loaded = [_loaded(rival) for rival in rivals]
     stage = _Stage(network, rivals[0].workload)
     sound = [rival for rival, ready in zip(rivals, loaded, strict=True) if ready.error is None]
-    fastest: dict[Candidate | None, tuple[float, ...]] = dict.fromkeys(sound, ())
-    if isinstance(rivals[0].workload, Separable):
-        fastest[None] = ()
-    for number in range(rehearsal.most):
-        if number >= rehearsal.rounds and all(map(agree, fastest.values())):
-            break
-        for rival, samples in fastest.items():
-            samples = (*samples, stage.sample(rival, rehearsal))
-            fastest[rival] = tuple(sorted(samples)[: rehearsal.rounds])
+    apart = (None,) if isinstance(rivals[0].workload, Separable) else ()
+    fastest = in_turns(
+        (*sound, *apart),
+        lambda rival: stage.sample(rival, rehearsal),
+        rounds=rehearsal.rounds,
+        most=rehearsal.most,
+    )
     return [
         Outcome(
             config=rival.config,
@@ -73,11 +70,6 @@ def rehearse(
         )
         for rival, ready in zip(rivals, loaded, strict=True)
     ]
-
-
-def agree(samples: Sequence[float]) -> bool:
-    """Whether most samples lie near the fastest: what was measured was not disturbed."""
-    return median(samples) <= (1 + SPREAD) * min(samples)
 
 
 class _Stage:
@@ -140,19 +132,10 @@ def _scenes(
         part = parts.popleft()
         if part.workload == workload:
             yield (part,), True
-        elif parts and _make(part.workload, parts[0].workload, workload):
+        elif parts and Separable.of(part.workload, parts[0].workload) == workload:
             yield (part, parts.popleft()), True
         else:
             yield (part,), False
-
-
-def _make(first: Workload, second: Workload, workload: Workload) -> bool:
-    """Whether the two, one behind the other, are `workload`."""
-    return (
-        isinstance(first, Depthwise)
-        and isinstance(second, Pointwise)
-        and Separable.of(first, second) == workload
-    )
 
 
 @cache

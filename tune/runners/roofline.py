@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from queue import SimpleQueue
 
 from kernels.space import Config
@@ -17,6 +16,7 @@ from kernels.workload import Workload, moved_bytes
 from targets.target import Target
 from tune import cubin
 from tune.launches import launches
+from tune.pins import installed
 from tune.prediction import ASSUMED, Assumptions, Launched, predict
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
@@ -47,7 +47,9 @@ class RooflineRunner:
         self._workers = [Worker() for _ in range(workers)]
         self.trial = self.final = Protocol(
             assumptions=assumptions,
-            tools=", ".join(filter(None, map(_installed, COMPILERS))),
+            tools=", ".join(
+                f"{package} {found}" for package in COMPILERS if (found := installed(package))
+            ),
         )
 
     def __enter__(self) -> RooflineRunner:
@@ -58,13 +60,8 @@ class RooflineRunner:
             worker.stop()
 
     def peak_flops(self, dtype: str) -> float:
-        """Of tensor cores in float16; in float32 of those in TF32, where there are any."""
-        gpu = self._target.gpu
-        return (
-            gpu.tensor_f16_flops
-            if dtype == "float16"
-            else max(gpu.tensor_tf32_flops, gpu.fp32_flops)
-        )
+        """By the datasheet."""
+        return self._target.gpu.peak_flops(dtype)
 
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
@@ -116,10 +113,3 @@ class RooflineRunner:
                 return Outcome(config=config, error=f"invalid: {error}")
             seconds += each.seconds
         return Outcome(config=config, seconds=(seconds,))
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return None

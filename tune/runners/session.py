@@ -21,7 +21,7 @@ from targets.target import Endpoint
 from tune.runners.candidate import Candidate
 from tune.runners.handshake import NoServer
 from tune.runners.protocol import Outcome
-from tune.runners.rehearsal import agree
+from tune.runners.samples import agree
 from tune.runners.worker import essence
 from tune.verify import case, difference
 

@@ -119,6 +119,12 @@ def use_threads(count: int) -> None:
     tvm.get_global_func("runtime.config_threadpool")(1, count)
 
 
+def failure(error: Exception) -> str:
+    """What a candidate's outcome says of a call that ended so."""
+    kind = "timeout" if isinstance(error, WorkerTimeout) else "run"
+    return f"{kind}: {error}"
+
+
 def essence(message: str) -> str:
     """The last line of a message that says something; TVM prints whole programs before it."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]

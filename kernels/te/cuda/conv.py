@@ -21,7 +21,7 @@ from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te.cuda.tile import (
     finished,
     in_registers,
@@ -32,7 +32,7 @@ from kernels.te.cuda.tile import (
     vectorize,
     vectors,
 )
-from kernels.te.tile import blocks, bordered, module, window_span
+from kernels.te.tile import bordered, module, window_span
 from kernels.workload import Conv, Workload
 from targets.target import Target
 

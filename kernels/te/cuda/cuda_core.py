@@ -11,8 +11,8 @@ from collections.abc import Callable
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from kernels.space import Config, Constraint, Knob
-from kernels.te.cuda.product import pixels, steps
+from kernels.space import Config, Constraint, Knob, blocks
+from kernels.te.cuda.product import steps
 from kernels.te.cuda.tile import (
     LANES,
     SHARED,
@@ -23,7 +23,6 @@ from kernels.te.cuda.tile import (
     vectorize,
     vectors,
 )
-from kernels.te.tile import blocks
 from kernels.workload import ITEM_BYTES, Pointwise
 from targets.target import Target
 
@@ -32,7 +31,7 @@ MOST_THREADS = 512
 
 def knobs(workload: Pointwise, target: Target) -> tuple[Knob, ...]:
     """By default the largest block that leaves every multiprocessor one."""
-    P, Co = pixels(workload), workload.Co
+    P, Co = workload.pixels, workload.Co
     tiles = ((32, 32, 4, 4), (64, 32, 4, 4), (64, 64, 8, 4), (128, 64, 8, 8), (128, 128, 8, 8))
     busy = [t for t in tiles if blocks(P, t[0]) * blocks(Co, t[1]) >= target.gpu.sms]
     rows, columns, own_rows, own_columns = max(busy, default=tiles[0])

@@ -21,7 +21,7 @@ from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te.cuda.tile import (
     LANES,
     SHARED,
@@ -34,7 +34,7 @@ from kernels.te.cuda.tile import (
     vectorize,
     vectors,
 )
-from kernels.te.tile import blocks, divisors, module, pad_last
+from kernels.te.tile import divisors, module, pad_last
 from kernels.workload import Head, Workload
 from targets.target import Target
 

@@ -18,7 +18,7 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from kernels.space import Config, Space
 from kernels.te.cuda import tensor_core as engine
-from kernels.te.cuda.product import copied, factors, pack, pixels, summed
+from kernels.te.cuda.product import copied, factors, pack, summed
 from kernels.te.cuda.tile import on_gpu, share, vectors
 from kernels.te.tile import module
 from kernels.workload import Pointwise, Workload
@@ -39,7 +39,7 @@ def space(workload: Pointwise, target: Target) -> Space:
 
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
-    x = te.placeholder((pixels(workload), workload.Ci), workload.dtype, "x")
+    x = te.placeholder((workload.pixels, workload.Ci), workload.dtype, "x")
     wt, bias = factors(workload, config)
     y = summed(copied(x, workload, config), wt, bias, workload, engine.OUT)
     schedule = Schedule(module(x, wt, bias, y))

@@ -12,15 +12,10 @@ import numpy as np
 from tvm import te, tirx
 
 from kernels.reference import Array
-from kernels.space import Config
+from kernels.space import Config, blocks
 from kernels.te.cuda.tile import finished, multiplied
-from kernels.te.tile import blocks, pad_last
+from kernels.te.tile import pad_last
 from kernels.workload import Pointwise
-
-
-def pixels(workload: Pointwise) -> int:
-    """Of all images."""
-    return workload.N * workload.H * workload.W
 
 
 def steps(config: Config) -> tuple[int, int, int]:
@@ -31,7 +26,7 @@ def steps(config: Config) -> tuple[int, int, int]:
 
 def extents(workload: Pointwise, config: Config) -> tuple[int, int, int]:
     """Rows, terms and columns of the product, in whole blocks."""
-    sizes = (pixels(workload), workload.Ci, workload.Co)
+    sizes = (workload.pixels, workload.Ci, workload.Co)
     rows, terms, columns = (
         blocks(size, step) * step for size, step in zip(sizes, steps(config), strict=True)
     )
@@ -40,7 +35,7 @@ def extents(workload: Pointwise, config: Config) -> tuple[int, int, int]:
 
 def copied(x: Any, workload: Pointwise, config: Config) -> Any:
     """The stage `left` that holds the pixels `x` (P,Ci), and zeros to whole blocks."""
-    P, Ci = pixels(workload), workload.Ci
+    P, Ci = workload.pixels, workload.Ci
 
     def pixel(p: Any, c: Any) -> Any:
         inside = tirx.all(p < P, c < Ci)
@@ -74,7 +69,7 @@ def summed(left: Any, wt: Any, bias: Any, workload: Pointwise, through: str | No
         acc = sums
         sums = te.compute((rows, columns), lambda p, c: acc[p, c], name=through)
     return te.compute(
-        (pixels(workload), workload.Co),
+        (workload.pixels, workload.Co),
         lambda p, c: finished(sums[p, c], bias[c], workload),
         name="y",
     )

@@ -24,7 +24,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Space
+from kernels.space import Config, Constraint, Space, blocks
 from kernels.te.cuda import cuda_core, product, tensor_core
 from kernels.te.cuda.product import extents, factors, summed
 from kernels.te.cuda.tile import (
@@ -36,7 +36,7 @@ from kernels.te.cuda.tile import (
     vectorize,
     vectors,
 )
-from kernels.te.tile import blocks, module, pad_last
+from kernels.te.tile import module, pad_last
 from kernels.workload import Separable, Workload
 from targets.target import Target
 

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-from kernels.space import Config, Constraint, Knob
-from kernels.te.cuda.product import pixels, steps
+from kernels.space import Config, Constraint, Knob, blocks
+from kernels.te.cuda.product import steps
 from kernels.te.cuda.tile import LANES, SHARED, share, unroll_below, vectorize, vectors
 from kernels.te.cuda.wmma import TILE, instructions
-from kernels.te.tile import blocks
 from kernels.workload import Pointwise
 from targets.target import Target
 
@@ -28,7 +27,7 @@ OUT = "out"
 
 def knobs(workload: Pointwise, target: Target) -> tuple[Knob, ...]:
     """By default the largest block that leaves every multiprocessor one."""
-    P, Co = pixels(workload), workload.Co
+    P, Co = workload.pixels, workload.Co
     sizes = (32, 64, 128)
     busy = [
         (rows * columns, columns, rows)

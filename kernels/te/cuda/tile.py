@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from tvm import te, tirx
+from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from kernels.space import Knob
+from kernels.te.tile import activate
 from kernels.workload import ITEM_BYTES, Workload
 from targets.target import Target
 
@@ -51,12 +52,7 @@ def threads(choices: Sequence[int], work: int, target: Target) -> Knob:
 
 def finished(total: Any, bias: Any, workload: Workload) -> Any:
     """An output: bias added and activated in float32, stored in the workload's dtype."""
-    value = total + bias
-    if workload.activation != "none":
-        value = te.max(value, tirx.const(0, "float32"))
-    if workload.activation == "relu6":
-        value = te.min(value, tirx.const(6, "float32"))
-    return value.astype(workload.dtype)
+    return activate(total + bias, workload.activation).astype(workload.dtype)
 
 
 def multiplied(left: Any, right: Any) -> Any:
