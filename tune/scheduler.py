@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FIRST = 8  # trials that every task gets before tasks are compared
+FIRST = 8  # trials that a task gets before tasks are compared, where nothing is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +15,8 @@ class Task:
 
     weight     how many layers of the network it stands for
     best_s     seconds of its best config, None before any has run
+    rival_s    of the best other way to the same result, None when there is none
+    first      trials before it is compared with others
     trials     configs measured
     remaining  configs that may still be measured
     gain       share of best_s that measuring more is expected to save; while nothing has run, the
@@ -21,8 +24,10 @@ class Task:
     """
 
     key: str
-    weight: int
+    weight: float
     best_s: float | None
+    rival_s: float | None = None
+    first: int = FIRST
     trials: int
     remaining: int
     gain: float
@@ -38,10 +43,11 @@ def choose(tasks: Sequence[Task], *, worthwhile: float) -> Task | None:
     equals the earliest of `tasks` is taken.
     """
     candidates = [task for task in tasks if task.remaining > 0 and task.gain > 0]
-    beginning = [task for task in candidates if task.trials < FIRST]
+    beginning = [task for task in candidates if task.trials < task.first]
     if beginning:
         return min(beginning, key=lambda task: task.trials)
-    network_s = sum(task.weight * (task.best_s or 0.0) for task in tasks)
+    winners = [task for task in tasks if task.best_s is not None and task.best_s <= _rival_s(task)]
+    network_s = sum(task.weight * (task.best_s or 0.0) for task in winners)
     timed = [task for task in candidates if task.best_s is not None]
     best = max(timed, key=_promise_s, default=None)
     if best is not None and _promise_s(best) >= worthwhile * network_s:
@@ -51,5 +57,13 @@ def choose(tasks: Sequence[Task], *, worthwhile: float) -> Task | None:
 
 
 def _promise_s(task: Task) -> float:
-    """Seconds of an inference that measuring this task further is expected to save."""
-    return task.weight * (task.best_s or 0.0) * task.gain
+    """Seconds of an inference that measuring this task further is expected to save.
+
+    Nothing is saved before it is faster than its rival.
+    """
+    best_s = task.best_s or 0.0
+    return task.weight * max(0.0, min(best_s, _rival_s(task)) - best_s * (1 - task.gain))
+
+
+def _rival_s(task: Task) -> float:
+    return math.inf if task.rival_s is None else task.rival_s

@@ -17,7 +17,7 @@ from tune.errors import GateError, SetupError, UsageError
 from tune.mobilenet import MobileNet
 from tune.peers import OURS, Peer
 from tune.peers.process import environment
-from tune.report import comparison_table
+from tune.report.comparison import comparison_table, comparisons_table
 
 MODEL = MobileNet(alpha=0.25, resolution=32, classes=5)
 ROUNDS = Rounds(
@@ -283,3 +283,31 @@ def test_the_table_is_aligned_and_complete() -> None:
     assert first.split() == ["septune", "1.0", "11.00", "12.00", "13.00", "1.00", "90%", "2.5e-06"]
     assert second.split() == ["ncnn", "1.0", "12.25", "12.00", "13.00", "1.11", "81%", "2.5e-06"]
     assert absent == "absent: openvino: openvino is not installed"
+
+
+def test_several_networks_are_a_line_each() -> None:
+    def row(name: str, median_s: float, ratio: float) -> dict[str, Any]:
+        return {"name": name, "median_s": median_s, "ratio_to_ours": ratio}
+
+    ours, rows = row("septune", 1e-3, 1.0), [row("ncnn", 1.3e-3, 1.3), row("openvino", 9e-4, 0.9)]
+    small = {"workload": "small", "floor_s": 8e-4, "rows": [rows[1], ours, rows[0]]}
+    alone = {"workload": "alone", "floor_s": 5e-4, "rows": [ours]}
+    head, *lines = comparisons_table([small, alone]).splitlines()
+    assert head.split() == [
+        "network",
+        "floor,",
+        "ms",
+        "ours",
+        "%",
+        "of",
+        "floor",
+        "best",
+        "peer",
+        "its",
+        "×",
+        "ours",
+    ]
+    assert [line.split() for line in lines] == [
+        ["small", "0.800", "1.000", "80%", "openvino", "0.900", "0.90"],
+        ["alone", "0.500", "1.000", "50%", "none"],
+    ]

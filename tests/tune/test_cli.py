@@ -121,7 +121,14 @@ def test_module_is_run_as_a_command() -> None:
     [
         ("", "the following arguments are required: verb; see: python -m tune --help"),
         ("tune", "argument verb: invalid choice: 'tune'"),
-        ("model --alpha wide", "argument --alpha: invalid float value: 'wide'; see: "),
+        ("model --alpha wide", "argument --alpha: 'wide' is no width; expected a number such as "),
+        ("model --alpha 0.5,", "argument --alpha: '0.5,' is no width; expected a number such as "),
+        ("model --resolution 128,", "argument --resolution: '' is no count; expected a whole "),
+        ("model --alpha 0.25,0.5", "--alpha and --resolution ask for 2 networks; expected one "),
+        (
+            "bench --resolution 32,64 --lib {}/net.so",
+            "--lib and --weights are of one network; expected one, not 2; leave them out, ",
+        ),
         ("model --alpha nan", "alpha is nan; expected a number above 0; pass 0.5 or 1.0"),
         ("model --resolution 31", "resolution is 31; expected a whole number; pass 32 or more"),
         ("model --batch 0", "argument --batch: '0' is no count; expected a whole number from 1 up"),
@@ -218,6 +225,26 @@ def test_interrupt_is_no_crash(
 
     monkeypatch.setattr(verbs, "show_model", interrupt)
     assert failure(capsys, "model") == (130, "stopped; every finished record is in the log")
+
+
+def test_several_networks_are_tuned_in_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, stored = tmp_path / "log", tmp_path / "rows.json"
+    words = ["run", "--alpha", "0.25,0.5", "--resolution", "32", "--threads", "1", "--trials", "12"]
+    words += ["--kernel", "te.conv", "--json", str(stored)]
+    assert cli.main([*words, "--log", str(log)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["network", "workloads", "trials", "all"]
+    titles = [f"mobilenet_v1 alpha={alpha} 32x32 batch=1 float32 tf" for alpha in (0.5, 0.25)]
+    assert [line[: len(title)] for line, title in zip(lines, titles, strict=False)] == titles
+    assert lines[2:] == [f"log: {log}", f"json: {stored}"]
+    rows = json.loads(stored.read_text())
+    assert list(rows) == titles
+    # 8 trials for the first stem, 4 for the second.
+    assert [found[0]["trials"] for found in rows.values()] == [8, 4]
+    trials = [r for r in database.read(log).records if r.stage == "trial"]
+    assert len(trials) == 12
 
 
 def test_log_show_on_a_torn_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from targets import machines
 from targets.target import Target
 from tune import builder, ceilings
 from tune.errors import SetupError
-from tune.pipeline.tuning import Site, runner_at
+from tune.pipeline.site import Site, runner_at
 from tune.runners import builders, gpu, graphs
 from tune.runners.candidate import Candidate
 from tune.runners.gpu import DATASHEET, MATMUL, GpuRunner

@@ -13,7 +13,7 @@ from kernels.workload import Pointwise, flops, moved_bytes
 from targets import cuda
 from tune.cubin import KernelFacts
 from tune.errors import UsageError
-from tune.pipeline.tuning import Site, runner_at
+from tune.pipeline.site import Site, runner_at
 from tune.prediction import ASSUMED, Launched, Work, predict
 from tune.runners import roofline
 from tune.runners.roofline import RooflineRunner

@@ -26,7 +26,7 @@ from targets.target import Endpoint
 from tune.errors import SetupError, UsageError
 from tune.mobilenet import Layer
 from tune.pipeline import Log, Site, tune
-from tune.pipeline.tuning import FINALISTS
+from tune.pipeline.searches import FINALISTS
 from tune.runners.board import Board, Patience
 from tune.runners.builders import Builders
 from tune.runners.candidate import Candidate
@@ -306,7 +306,7 @@ def test_twenty_kills_cost_no_record(server: Server, tmp_path: Path) -> None:
     layers = [Layer(name="block.pointwise", workload=WORKLOAD)]
     site = Site(endpoint=server.endpoint, threads=1)
     seen = []
-    for event in tune(layers, TARGET, log, site=site, trials=24, kernels=[KERNEL]):
+    for event in tune([layers], TARGET, log, site=site, trials=24, kernels=[KERNEL]):
         seen.append(event.record)
         if len(seen) <= 20:
             server.kill()

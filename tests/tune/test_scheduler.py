@@ -35,6 +35,28 @@ def test_saving_counts_in_seconds_not_in_shares() -> None:
     assert choose([quick, slow]) == slow
 
 
+def test_nothing_is_saved_before_the_rival_is_beaten() -> None:
+    behind = named("behind", best_s=4e-3, rival_s=1e-3, gain=0.5)
+    near = named("near", best_s=1.1e-3, rival_s=1e-3, gain=0.2)
+    ahead = named("ahead", best_s=1e-3, rival_s=4e-3, gain=0.1)
+    assert choose([behind, near]) == near
+    assert choose([near, replace(near, key="alone", rival_s=None)]).key == "alone"  # type: ignore[union-attr]
+    assert choose([behind, near, ahead]) == near  # 0.12 ms, and 0.10
+    assert choose([behind, replace(near, gain=0.17), ahead]) == ahead  # 0.087 ms
+
+
+def test_what_a_rival_beats_is_no_part_of_the_network() -> None:
+    other = named("other", weight=99, rival_s=0.9e-3, gain=0.0)
+    assert choose([other, named("a", gain=2 * WORTHWHILE)]) is not None
+    assert choose([replace(other, rival_s=None), named("a", gain=2 * WORTHWHILE)]) is None
+
+
+def test_a_task_is_begun_with_what_is_known_of_it() -> None:
+    known = named("known", best_s=1e-9, trials=3, first=4)
+    assert choose([known, named("a")]) == known
+    assert choose([replace(known, trials=4), named("a")]) == named("a")
+
+
 def test_every_task_gets_its_first_trials() -> None:
     great = named("great", weight=13, gain=0.9)
     begun = named("begun", best_s=1e-9, trials=FIRST - 1)

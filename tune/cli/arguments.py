@@ -54,9 +54,11 @@ def where() -> Parser:
 def which() -> Parser:
     options = Parser(add_help=False)
     options.add_argument(
-        "--alpha", type=float, default=1.0, metavar="X", help="width; default: 1.0"
+        "--alpha", type=widths, default=(1.0,), metavar="X[,X]", help="width; default: 1.0"
     )
-    options.add_argument("--resolution", type=count, default=224, metavar="N", help="default: 224")
+    options.add_argument(
+        "--resolution", type=counts, default=(224,), metavar="N[,N]", help="default: 224"
+    )
     options.add_argument("--batch", type=count, default=1, metavar="N", help="default: 1")
     options.add_argument("--classes", type=count, default=1001, metavar="N", help="default: 1001")
     options.add_argument(
@@ -94,6 +96,21 @@ def count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,8}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no count; expected a whole number from 1 up")
     return int(text)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers in a text such as 224 or 128,160."""
+    return tuple(map(count, text.split(",")))
+
+
+def widths(text: str) -> tuple[float, ...]:
+    """Numbers in a text such as 1.0 or 0.25,0.5."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no width; expected a number such as 0.5, or several with commas"
+        ) from None
 
 
 def duration(text: str) -> float:

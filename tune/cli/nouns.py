@@ -58,17 +58,34 @@ def threads_of(options: argparse.Namespace) -> int:
 
 
 def model_of(options: argparse.Namespace) -> MobileNet:
+    """The network asked for. UsageError when there are several."""
+    models = models_of(options)
+    if len(models) > 1:
+        raise UsageError(
+            f"--alpha and --resolution ask for {len(models)} networks; expected one width and one "
+            f"resolution; only run and bench take several"
+        )
+    return models[0]
+
+
+def models_of(options: argparse.Namespace) -> list[MobileNet]:
+    """Every width at every resolution, the largest first."""
     from tune.mobilenet import MobileNet
 
-    return MobileNet(
-        alpha=options.alpha,
-        resolution=options.resolution,
-        batch=options.batch,
-        classes=options.classes,
-        variant=options.variant,
-        dtype=options.dtype,
-        body=getattr(options, "body", "separable"),
-    )
+    models = [
+        MobileNet(
+            alpha=alpha,
+            resolution=resolution,
+            batch=options.batch,
+            classes=options.classes,
+            variant=options.variant,
+            dtype=options.dtype,
+            body=getattr(options, "body", "separable"),
+        )
+        for alpha in options.alpha
+        for resolution in options.resolution
+    ]
+    return sorted(dict.fromkeys(models), key=lambda model: -model.macs)
 
 
 def write_json(options: argparse.Namespace, value: Any) -> None:

@@ -6,8 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from targets import TARGETS
-from tune.cli.nouns import model_of, site_of, target_of, threads_of, write_json
-from tune.errors import GateError, SetupError
+from tune.cli.nouns import model_of, models_of, site_of, target_of, threads_of, write_json
+from tune.errors import GateError, SetupError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     from tune import pipeline
-    from tune.report import progress_line, tuning_table
+    from tune.bench import title
+    from tune.report import networks_table, progress_line, tuning_table
 
-    target = target_of(options)
+    target, models = target_of(options), models_of(options)
     log = pipeline.Log.at(options.log, target)
     live = sys.stderr.isatty()
     threads = 1 if options.estimator else threads_of(options)
     for event in pipeline.tune(
-        model_of(options).layers,
+        [model.layers for model in models],
         target,
         log,
         site=site_of(options),
@@ -36,12 +37,16 @@ def run(options: argparse.Namespace) -> None:
         print(f"\r\x1b[K{line[:100]}" if live else line, end="" if live else "\n", file=sys.stderr)
     if live:
         print(file=sys.stderr)
-    rows = pipeline.winners(
-        model_of(options).layers, target, log, threads=threads, estimator=options.estimator
-    )
-    print(tuning_table(rows))
+    found = {
+        title(model): pipeline.winners(
+            model.layers, target, log, threads=threads, estimator=options.estimator
+        )
+        for model in models
+    }
+    several, rows = len(models) > 1, list(found.values())
+    print(networks_table(found) if several else tuning_table(rows[0]))
     print(f"log: {log.path}")
-    write_json(options, rows)
+    write_json(options, found if several else rows[0])
 
 
 def build(options: argparse.Namespace) -> None:
@@ -95,23 +100,33 @@ def classify(options: argparse.Namespace) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     from tune import pipeline
-    from tune.report import comparison_table, tally_table
+    from tune.report.comparison import comparison_table, comparisons_table, tally_table
 
-    target = target_of(options)
-    result = pipeline.bench(
-        model_of(options),
-        target,
-        pipeline.Log.at(options.log, target),
-        site=site_of(options),
-        weights=options.weights,
-        seed=options.seed,
-        library=options.lib,
-        peers=options.peers,
-        rounds=options.rounds,
-        progress=_tell,
-    )
-    print(comparison_table(result) if "floor_s" in result else tally_table(result))
-    write_json(options, result)
+    target, models = target_of(options), models_of(options)
+    if len(models) > 1 and (options.lib is not None or options.weights is not None):
+        raise UsageError(
+            f"--lib and --weights are of one network; expected one, not {len(models)}; leave them "
+            f"out, or name one --alpha and one --resolution"
+        )
+    results = []
+    for model in models:
+        result = pipeline.bench(
+            model,
+            target,
+            pipeline.Log.at(options.log, target),
+            site=site_of(options),
+            weights=options.weights,
+            seed=options.seed,
+            library=options.lib,
+            peers=options.peers,
+            rounds=options.rounds,
+            progress=_tell,
+        )
+        print(comparison_table(result) if "floor_s" in result else tally_table(result), flush=True)
+        results.append(result)
+    if len(models) > 1:
+        print(f"\n{comparisons_table(results)}")
+    write_json(options, results if len(models) > 1 else results[0])
 
 
 def verify(options: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@ from tune.pipeline.logs import add, best, diff, merge, prune, stats
 from tune.pipeline.modelling import roofline
 from tune.pipeline.packaging import build_package, package
 from tune.pipeline.records import Log, show, winners
-from tune.pipeline.tuning import Progress, Site, tune
+from tune.pipeline.site import Site
+from tune.pipeline.tuning import Progress, tune
 from tune.pipeline.verifying import failures, verify
 
 __all__ = [

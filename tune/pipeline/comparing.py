@@ -22,7 +22,7 @@ from tune.peers.process import PeerFailed
 from tune.pins import PINS, check_pins
 from tune.pipeline.building import build, weights_of
 from tune.pipeline.records import Log
-from tune.pipeline.tuning import Site, runner_at
+from tune.pipeline.site import Site, runner_at
 from tune.weights import Weights
 
 SAMPLES = 30  # a round, on a board

@@ -30,7 +30,8 @@ from tune.pipeline.building import build
 from tune.pipeline.comparing import bench
 from tune.pipeline.explaining import explain
 from tune.pipeline.records import Log
-from tune.pipeline.tuning import FINALS_SHARE, Progress, Site, tune
+from tune.pipeline.site import Site
+from tune.pipeline.tuning import FINALS_SHARE, Progress, tune
 from tune.runners.protocol import Entry
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 
@@ -331,9 +332,9 @@ def _finals(visit: _Visit, setting: Setting) -> dict[str, Any]:
 
 
 def _tuned(visit: _Visit, setting: Setting, **options: Any) -> Any:
-    layers = setting.model.layers
+    networks = [setting.model.layers]
     arguments: dict[str, Any] = {"site": Site(), "effort": "full", "seed": visit.seed} | options
-    return tune(layers, visit.target, visit.log, **arguments)
+    return tune(networks, visit.target, visit.log, **arguments)
 
 
 def _say(visit: _Visit, event: Progress) -> None:

@@ -14,7 +14,7 @@ from tune.errors import GateError
 from tune.mobilenet import MobileNet
 from tune.pins import check_pins
 from tune.pipeline.records import Log
-from tune.pipeline.tuning import Site, runner_at
+from tune.pipeline.site import Site, runner_at
 from tune.plan import Choice, plan
 from tune.regression import MOST, Verdict, judge
 from tune.runners.protocol import Entry, Outcome, Runner

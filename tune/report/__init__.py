@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tune.report.table import aligned, units
-
-COMPARISON_COLUMNS = (
-    "name",
-    "version",
-    "median ms",
-    "p20",
-    "p80",
-    "× ours",
-    "% of FMA floor",
-    "max |diff|",
-)
 
 # Why a layer is computed as it is -> what the user should know of it.
 WHYS = {
@@ -32,65 +21,6 @@ MATHS = {
     "tf32": "TF32 on tensor cores",
     "f32": "float32 on CUDA cores",
 }
-
-
-def comparison_table(comparison: dict[str, Any]) -> str:
-    """A stored `bench.Comparison` as lines: conditions, one row a contender, who is absent.
-
-    "% of FMA floor" is how near a median comes to the time that the multiply-adds alone take.
-    """
-    floor_s = comparison["floor_s"]
-    rows = [
-        (
-            row["name"],
-            row["version"],
-            _milliseconds(row["median_s"]),
-            _milliseconds(row["p20_s"]),
-            _milliseconds(row["p80_s"]),
-            f"{row['ratio_to_ours']:.2f}",
-            f"{floor_s / row['median_s']:.0%}",
-            f"{row['max_abs_diff']:.1e}",
-        )
-        for row in comparison["rows"]
-    ]
-    threads = comparison["threads"]
-    conditions = (
-        f"{comparison['workload']}, {threads} thread{'s' if threads > 1 else ''}, "
-        f"{comparison['device']}, peak {comparison['peak_gflops']:.1f} GFLOP/s, "
-        f"floor {_milliseconds(floor_s)} ms, load average {comparison['load_average']:.2f}"
-    )
-    absent = [f"absent: {each['name']}: {each['reason']}" for each in comparison["absent"]]
-    return "\n".join([conditions, "", *aligned([COMPARISON_COLUMNS, *rows], left=2), *absent])
-
-
-def tally_table(tally: dict[str, Any]) -> str:
-    """A stored `count.Tally` as lines, like `comparison_table`.
-
-    "% of fmla floor" is how near a count comes to one multiply-add an instruction in every lane.
-    """
-    head = ("name", "version", "M instructions", "× ours", "% of fmla floor", "max |diff|")
-    rows = [
-        (
-            row["name"],
-            row["version"],
-            f"{row['instructions'] / 1e6:.1f}",
-            f"{row['ratio_to_ours']:.2f}",
-            f"{tally['floor'] / row['instructions']:.0%}",
-            f"{row['max_abs_diff']:.1e}",
-        )
-        for row in tally["rows"]
-    ]
-    conditions = (
-        f"{tally['workload']}, executed instructions of one inference, 1 thread, emulated "
-        f"{tally['device']}, floor {tally['floor'] / 1e6:.1f} M"
-    )
-    absent = [f"absent: {each['name']}: {each['reason']}" for each in tally["absent"]]
-    return "\n".join([conditions, "", *aligned([head, *rows], left=2), *absent])
-
-
-def _milliseconds(seconds: float) -> str:
-    """A GPU's are few."""
-    return f"{seconds * 1e3:.{2 if seconds >= 1e-3 else 4}f}"
 
 
 def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -117,6 +47,25 @@ def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
         return table
     total_s = sum(row["layers"] * row["time_s"] for row in rows)
     return f"{table}\nall layers: {total_s * 1e3:.2f} {large}"
+
+
+def networks_table(networks: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Rows of `pipeline.winners` of several networks, one line each."""
+    estimators = {row["estimator"] for rows in networks.values() for row in rows if row["trials"]}
+    _, large = units(estimators or {None})
+    lines = [("network", "workloads", "trials", f"all layers, {large}", "% of peak")]
+    for name, rows in networks.items():
+        known = [row for row in rows if row["layers"]]
+        trials = sum(row["trials"] for row in rows)
+        total = share = ""
+        if all(row["time_s"] is not None for row in known):
+            total_s = sum(row["layers"] * row["time_s"] for row in known)
+            total = f"{total_s * 1e3:.3f}"
+            if all(row["peak_flops"] for row in known):
+                floor_s = sum(row["layers"] * row["flops"] / row["peak_flops"] for row in known)
+                share = f"{floor_s / total_s:.0%}"
+        lines.append((name, str(len(known)), str(trials), total, share))
+    return "\n".join(aligned(lines, left=1))
 
 
 def plan_table(rows: Sequence[dict[str, Any]]) -> str:

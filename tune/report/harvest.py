@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tune.report import comparison_table
+from tune.report.comparison import comparison_table
 
 KINDS = ("tuning", "finals", "build", "comparison", "profile")
 

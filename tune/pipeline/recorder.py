@@ -1,0 +1,59 @@
+"""Outcomes in, records out, each in the log before anybody sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from kernels.version import version
+from kernels.workload import Workload
+from targets.target import Target
+from tune import database
+from tune.database import Record
+from tune.pins import PINS
+from tune.pipeline.records import Log, own
+from tune.runners.protocol import Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorder:
+    """Turns outcomes into records, in the log before anybody sees them."""
+
+    target: Target
+    threads: int
+    estimator: str | None
+    log: Log
+    peak_flops: float
+
+    def own(self, records: Sequence[Record], workload: Workload, kernel: str) -> list[Record]:
+        """Those made as this one makes them."""
+        return own(records, workload, kernel, self.target, self.threads, self.estimator)
+
+    def keep(
+        self, workload: Workload, kernel: str, stage: str, outcome: Outcome, protocol: Any
+    ) -> Record:
+        record = Record(
+            workload=workload.key,
+            kernel=kernel,
+            kernel_version=version(kernel, self.target.kind, workload.dtype),
+            config=outcome.config,
+            target=self.target.kind,
+            device=self.target.device,
+            threads=self.threads,
+            stage=stage,
+            seconds=outcome.seconds,
+            apart_s=outcome.apart_s,
+            error=outcome.error,
+            checked=outcome.checked,
+            estimator=self.estimator,
+            peak_flops=self.peak_flops,
+            protocol=asdict(protocol),
+            board=outcome.board,
+            ran=outcome.ran,
+            tvm=PINS["apache-tvm"],
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        database.append(self.log.path, [record])
+        return record

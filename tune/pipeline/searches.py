@@ -1,0 +1,169 @@
+"""What is searched for a set of networks, and where the next trials go."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kernels import KERNELS, kernel, kernels_for
+from kernels.space import Config, Space
+from kernels.workload import Separable, Workload, flops, parse, separables
+from tune import database
+from tune.errors import UsageError
+from tune.mobilenet import Layer
+from tune.pipeline.recorder import Recorder
+from tune.scheduler import FIRST, Task, choose
+from tune.search import expected_gain
+from tune.transfer import similar
+
+FINALISTS = 6
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """The state of the search for one workload with one kernel."""
+
+    workload: Workload
+    kernel: str
+    weight: float
+    space: Space
+    size: int
+    seeds: list[Config]
+    history: list[tuple[Config, float | None]] = field(default_factory=list)
+
+    @property
+    def trials(self) -> int:
+        """Configs measured."""
+        return len({tuple(sorted(config.items())) for config, _ in self.history})
+
+    @property
+    def first(self) -> int:
+        """Trials before it is compared with others: what won elsewhere, where that is known."""
+        return len(self.seeds) or FIRST
+
+    def best_s(self) -> float | None:
+        return min((time_s for _, time_s in self.history if time_s is not None), default=None)
+
+
+def weights(networks: Sequence[Sequence[Layer]], fuses: bool) -> dict[Workload, float]:
+    """How often the networks have each workload, and each two in one where that can be told.
+
+    What a smaller network has counts more often, as many times as all its work goes into the
+    largest one's.
+    """
+    work = [sum(flops(layer.workload) for layer in layers) for layers in networks]
+    total: defaultdict[Workload, float] = defaultdict(float)
+    for layers, own_work in zip(networks, work, strict=True):
+        single = [layer.workload for layer in layers]
+        for workload in (*single, *(separables(single) if fuses else ())):
+            total[workload] += max(work) / own_work
+    return total
+
+
+def stage(networks: Sequence[Sequence[Layer]], workload: Workload) -> Sequence[Layer]:
+    """The first network that has the workload."""
+    return next(layers for layers in networks if workload in weights([layers], fuses=True))
+
+
+def searches_of(
+    weights: Mapping[Workload, float], recorder: Recorder, only: Sequence[str] | None
+) -> list[Search]:
+    """What is to be searched, with what the log already knows. UsageError for unknown kernels."""
+    for name in only or ():
+        if name not in KERNELS:
+            raise UsageError(
+                f"kernel {name!r} is not known; expected one of {', '.join(KERNELS)}; "
+                f"leave --kernel out for all"
+            )
+    target, records = recorder.target, recorder.log.records()
+    searches = []
+    for workload, weight in weights.items():
+        for name in kernels_for(workload, target):
+            if only and name not in only:
+                continue
+            space = kernel(name).space(workload, target)
+            near = similar(records, workload, name, space, target=target, threads=recorder.threads)
+            searches.append(
+                Search(
+                    workload=workload,
+                    kernel=name,
+                    weight=weight,
+                    space=space,
+                    size=sum(1 for _ in space),
+                    seeds=[config for config, _ in near],
+                    history=database.history(recorder.own(records, workload, name)),
+                )
+            )
+    return searches
+
+
+def chosen(
+    searches: Sequence[Search], peak_flops: float, most: int, worthwhile: float
+) -> Search | None:
+    """The search where the networks can gain most, None when none is worth its time.
+
+    most  trials of one search
+    """
+    by_key = {f"{search.workload.key} {search.kernel}": search for search in searches}
+    ways: defaultdict[Workload, dict[str, float]] = defaultdict(dict)
+    for search in searches:
+        ways[search.workload][search.kernel] = search.best_s() or math.inf
+    tasks = []
+    for key, search in by_key.items():
+        trials, workload = search.trials, search.workload
+        rivals = [s for name, s in ways[workload].items() if name != search.kernel]
+        if isinstance(workload, Separable):
+            parts = (workload.depthwise, workload.pointwise)
+            rivals.append(sum(min(ways[part].values(), default=math.inf) for part in parts))
+        floor_s = flops(workload) / peak_flops
+        gain = expected_gain(search.history, space_size=search.size, floor_s=floor_s)
+        tasks.append(
+            Task(
+                key=key,
+                weight=search.weight,
+                best_s=search.best_s(),
+                rival_s=min(rivals, default=None),
+                first=search.first,
+                trials=trials,
+                remaining=max(0, min(search.size, most) - trials),
+                gain=gain,
+            )
+        )
+    task = choose(tasks, worthwhile=worthwhile)
+    return None if task is None else by_key[task.key]
+
+
+def finalists(searches: Sequence[Search], recorder: Recorder) -> list[list[tuple[Search, Config]]]:
+    """Of each workload the few fastest, if there are several and not all have met before.
+
+    Those first that networks spend most time on.
+    """
+    records = [record for record in recorder.log.records() if record.stage == "final"]
+    finals = []
+    spent_s: dict[str, float] = {}
+    for search in searches:
+        took_s = search.weight * (search.best_s() or math.inf)
+        spent_s[search.workload.key] = min(took_s, spent_s.get(search.workload.key, math.inf))
+    for key in sorted(spent_s, key=lambda key: -spent_s[key]):
+        ranked = sorted(
+            (
+                (time_s, index, config)
+                for index, search in enumerate(searches)
+                if search.workload.key == key
+                for config, time_s in search.history
+                if time_s is not None
+            ),
+            key=lambda entry: entry[:2],
+        )
+        rivals = [(searches[index], config) for _, index, config in ranked[:FINALISTS]]
+        met = [
+            (name, record.config)
+            for name in {search.kernel for search, _ in rivals}
+            for record in recorder.own(records, parse(key), name)
+        ]
+        fresh = [config for search, config in rivals if (search.kernel, config) not in met]
+        if fresh and len(rivals) > 1:
+            finals.append(rivals)
+    return finals
