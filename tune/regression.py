@@ -3,7 +3,9 @@
 A pair is a kernel's time and, taken at once before it, the machine's own peak. Their product is the
 operations that the machine could have done meanwhile: what slows both alike, such as company on a
 shared machine or another clock, is not in it. A ratio is that product over the recorded one; it is
-1 when nothing has changed, and logarithms of ratios are what is averaged.
+1 when nothing has changed, and logarithms of ratios are what is averaged. A kernel that waits for
+memory has the memory's own rate beside it, too: nothing can be said of one that takes no longer
+than its bytes do at that rate.
 """
 
 from __future__ import annotations

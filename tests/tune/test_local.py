@@ -174,6 +174,10 @@ def test_compiler_that_hangs(runner: LocalRunner, monkeypatch: pytest.MonkeyPatc
     assert outcome.error == "timeout: compiler gave no answer after 1 s"
 
 
+def test_memory_rate_is_that_of_a_machine(runner: LocalRunner) -> None:
+    assert 1e9 < runner.memory_bytes_per_s() < 1e12
+
+
 def test_peak_is_that_of_a_machine(runner: LocalRunner) -> None:
     """Between one operation a nanosecond and a thousand times that, for one thread."""
     assert 1e9 < runner.peak_flops("float32") < 1e12

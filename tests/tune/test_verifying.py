@@ -16,7 +16,7 @@ import pytest
 from kernels import kernel, kernels_for
 from kernels.space import Config
 from kernels.version import version
-from kernels.workload import Workload
+from kernels.workload import Workload, moved_bytes
 from targets import machines
 from tune import cli, database, pipeline
 from tune.database import Record
@@ -44,6 +44,7 @@ class Simulated:
     drift   standard deviation of the logarithm of the machine's speed, which changes in time
     speed   of the machine, 1 as it was when records were made
     slowed  how many times longer each kernel takes
+    memory_bytes_per_s  what its memory gives
     """
 
     trial, final, threads, fuses = TRIAL, FINAL, 1, True
@@ -56,7 +57,9 @@ class Simulated:
         speed: float = 1.0,
         slowed: dict[str, float] | None = None,
         broken: dict[str, str] | None = None,
+        memory_bytes_per_s: float = math.inf,
     ) -> None:
+        self._memory_bytes_per_s = memory_bytes_per_s
         self._random = random.Random(seed)
         self._noise, self._drift, self._speed = noise, drift, speed
         self._slowed, self._broken = slowed or {}, broken or {}
@@ -73,6 +76,9 @@ class Simulated:
         self._pass_time()
         self.calls.append("peak")
         return PEAK_FLOPS / min(self._sample(1.0) for _ in range(PEAK_RUNS))
+
+    def memory_bytes_per_s(self) -> float:
+        return self._memory_bytes_per_s
 
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
@@ -208,6 +214,19 @@ def test_a_machine_that_is_slower_as_a_whole_has_no_regression(log: pipeline.Log
         for row in result["rows"]:
             assert row["ratio"] == pytest.approx(1, abs=0.05)
             assert row["now_s"] == pytest.approx(row["recorded_s"] / speed, rel=0.05)
+
+
+def test_a_kernel_is_not_blamed_for_what_memory_takes(log: pipeline.Log) -> None:
+    workload = WORKLOADS[-1]
+    taken = {"memory_bytes_per_s": moved_bytes(workload) / (1.3 * TRUE_S[workload.key])}
+    result = verified(log, Simulated(2, slowed={workload.key: 1.3}, **taken))
+    assert slower(result) == []
+    (row,) = (row for row in result["rows"] if row["workload"] == workload.key)
+    assert row["ratio"] == pytest.approx(1)
+    assert row["detectable"] == pytest.approx(1.3 * 1.1, rel=0.02)
+    worse = verified(log, Simulated(2, slowed={workload.key: 1.3 * 1.15}, **taken))
+    assert slower(worse) == [workload.key]
+    assert slower(verified(log, Simulated(2, slowed={workload.key: 1.3}))) == [workload.key]
 
 
 def test_each_run_follows_the_yardstick_as_its_record_was_made(log: pipeline.Log) -> None:

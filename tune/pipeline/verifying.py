@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from kernels.workload import moved_bytes
 from targets.target import Target
 from tune.database import Record
 from tune.errors import GateError
@@ -22,12 +24,16 @@ from tune.runners.protocol import Entry, Outcome, Runner
 
 @dataclass(slots=True, kw_only=True)
 class _Case:
-    """A winner under test: its record, what was measured of it again, or what is wrong with it."""
+    """A winner under test: its record, what was measured of it again, or what is wrong with it.
+
+    slack  of each pair, how many times as long as recorded its bytes alone take by now, at least 1
+    """
 
     choice: Choice
     record: Record
     layers: int
     ratios: list[float] = field(default_factory=list)
+    slack: list[float] = field(default_factory=list)
     now_s: list[float] = field(default_factory=list)
     verdict: Verdict | None = None
     error: str | None = None
@@ -124,9 +130,10 @@ def _cases(choices: Sequence[Choice], estimator: str | None) -> list[_Case]:
 
 
 def _measure(case: _Case, runner: Runner, network: Sequence[Entry], tolerance: float) -> None:
-    """One more pair: the machine's peak, then the winner, as its record was made."""
+    """One more pair: the machine's peak and memory rate, then the winner, as it was recorded."""
     record, workload = case.record, case.choice.workload
     peak_flops = runner.peak_flops(workload.dtype)
+    memory_rate = runner.memory_bytes_per_s() or math.inf
     outcomes: Sequence[Outcome] = ()
     if record.stage == "final":
         outcomes = runner.compete(network, [_entry(case.choice)])
@@ -137,8 +144,10 @@ def _measure(case: _Case, runner: Runner, network: Sequence[Entry], tolerance: f
     # The fastest of each, as the peak is the best of some runs: company only ever adds time.
     now_s = min(outcome.seconds)
     case.now_s.append(now_s)
-    recorded = min(record.seconds) * (record.peak_flops or peak_flops)
-    case.ratios.append(now_s * peak_flops / recorded)
+    expected_s = min(record.seconds) * (record.peak_flops or peak_flops) / peak_flops
+    memory_s = moved_bytes(workload) / memory_rate
+    case.slack.append(max(1.0, memory_s / expected_s))
+    case.ratios.append(now_s / max(expected_s, memory_s))
     case.verdict = judge(case.ratios, tolerance)
 
 
@@ -165,5 +174,5 @@ def _row(case: _Case, tolerance: float) -> dict[str, Any]:
         "now_s": median(case.now_s),
         "ratio": verdict.ratio,
         "pairs": verdict.pairs,
-        "detectable": 1 + tolerance if exact else verdict.detectable,
+        "detectable": 1 + tolerance if exact else verdict.detectable * median(case.slack),
     }

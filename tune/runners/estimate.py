@@ -84,6 +84,9 @@ class EstimateRunner:
         lanes = self._target.cpu.lanes(dtype)
         return 2 * lanes * self._estimator.peak(self._target) * NOMINAL_HZ
 
+    def memory_bytes_per_s(self) -> None:
+        """Not told."""
+
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
     ) -> Iterator[Outcome]:

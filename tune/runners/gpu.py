@@ -112,6 +112,9 @@ class GpuRunner:
         self._peak = MATMUL
         return measured
 
+    def memory_bytes_per_s(self) -> None:
+        """Not told."""
+
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
     ) -> Iterator[Outcome]:

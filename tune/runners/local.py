@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
+from kernels.reference import Array
 from kernels.space import Config
-from kernels.te import peak
+from kernels.te import peak, stream
 from kernels.workload import Workload
 from targets.target import Target
 from tune.runners.builders import Builders
@@ -16,6 +19,9 @@ from tune.runners.protocol import Entry, Outcome
 from tune.runners.rehearsal import Rehearsal, rehearse
 from tune.runners.samples import settled
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout, failure
+
+if TYPE_CHECKING:
+    from tvm.ir import IRModule
 
 RUN_TIMEOUT_S = 30.0
 REHEARSAL_TIMEOUT_S = 300.0
@@ -67,6 +73,11 @@ class LocalRunner:
         """What this machine's vector units can do on these threads, FLOP/s."""
         return self._bench.call(_peak, self._target, dtype, self.threads, timeout_s=RUN_TIMEOUT_S)
 
+    def memory_bytes_per_s(self) -> float:
+        """What these threads can read from memory."""
+        arguments = (self._target, self.threads)
+        return self._bench.call(_memory_rate, *arguments, timeout_s=RUN_TIMEOUT_S)
+
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
     ) -> Iterator[Outcome]:
@@ -110,12 +121,38 @@ class LocalRunner:
 
 def _peak(target: Target, dtype: str, threads: int) -> float:
     """Operations a second of the multiply-add loop; the best of some runs. Runs in a worker."""
+    return peak.flops(target, dtype, threads) / min(_peak_loop(target, dtype, threads)())
+
+
+def _memory_rate(target: Target, threads: int) -> float:
+    """Bytes a second of a loop that only reads; the best of some runs. Runs in a worker."""
+    run, read_bytes = _reading_loop(target, threads)
+    return read_bytes / min(run())
+
+
+@cache
+def _peak_loop(target: Target, dtype: str, threads: int) -> Callable[[], Sequence[float]]:
+    v = peak.argument(target, dtype, threads)
+    return _loop(peak.lower(target, dtype, threads), target, (v, v), number=3, repeat=15)
+
+
+@cache
+def _reading_loop(target: Target, threads: int) -> tuple[Callable[[], Sequence[float]], int]:
+    arrays = stream.arguments(target, threads)
+    lowered = stream.lower(target, threads)
+    return _loop(lowered, target, arrays, number=1, repeat=15), arrays[0].nbytes
+
+
+def _loop(
+    lowered: IRModule, target: Target, arrays: Sequence[Array], *, number: int, repeat: int
+) -> Callable[[], Sequence[float]]:
+    """What takes the compiled function's times, seconds a call."""
     import tvm
 
-    v, y = (tvm.runtime.tensor(peak.argument(target, dtype, threads)) for _ in range(2))
-    module = tvm.compile(peak.lower(target, dtype, threads), target=target.tvm()).mod
-    timer = module.time_evaluator("main", tvm.cpu(), number=3, repeat=15)
-    return peak.flops(target, dtype, threads) / float(min(timer(v, y).results))
+    module = tvm.compile(lowered, target=target.tvm()).mod
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    timer = module.time_evaluator("main", tvm.cpu(), number=number, repeat=repeat)
+    return lambda: timer(*tensors).results
 
 
 def time_alone(candidate: Candidate, protocol: Protocol) -> Outcome:

@@ -65,6 +65,10 @@ class Runner(Protocol):
         """What the machine can do on these threads at most in `dtype`, FLOP/s."""
         ...
 
+    def memory_bytes_per_s(self) -> float | None:
+        """What these threads can read from memory; None where nobody tells."""
+        ...
+
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
     ) -> Iterator[Outcome]:

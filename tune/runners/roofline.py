@@ -63,6 +63,9 @@ class RooflineRunner:
         """By the datasheet."""
         return self._target.gpu.peak_flops(dtype)
 
+    def memory_bytes_per_s(self) -> None:
+        """Not told."""
+
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
     ) -> Iterator[Outcome]:

@@ -103,6 +103,9 @@ class RpcRunner:
             )
         return peak.flops(self._target, dtype, self.threads) / best
 
+    def memory_bytes_per_s(self) -> None:
+        """Not told."""
+
     def measure(
         self, workload: Workload, kernel: str, configs: Sequence[Config]
     ) -> Iterator[Outcome]:
