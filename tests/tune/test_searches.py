@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from kernels.space import Knob, Space
 from kernels.workload import Separable, flops
 from tune.mobilenet import MobileNet
-from tune.pipeline.searches import stage, weights
+from tune.pipeline.searches import Search, chosen, stage, weights
 
 LARGE, SMALL = MobileNet(alpha=0.5, resolution=64), MobileNet(alpha=0.25, resolution=32)
 
@@ -36,3 +39,33 @@ def test_finals_are_in_a_network_that_has_the_workload() -> None:
     networks = [LARGE.layers, SMALL.layers]
     assert stage(networks, LARGE.layers[5].workload) is networks[0]
     assert stage(networks, SMALL.layers[-1].workload) is networks[1]
+
+
+def test_two_layers_in_one_wait_for_the_two() -> None:
+    depthwise, pointwise = (layer.workload for layer in SMALL.layers[1:3])
+    together = Separable.of(depthwise, pointwise)
+    assert together is not None
+    searches = [
+        Search(
+            workload=workload,
+            kernel="te.any",
+            weight=1.0,
+            space=Space(knobs=(Knob("A", tuple(range(99)), 0),), constraints=()),
+            size=99,
+            seeds=[],
+        )
+        for workload in (together, depthwise, pointwise)
+    ]
+
+    def next_one(*candidates: Search) -> Search | None:
+        return chosen(candidates, peak_flops=1e11, most=96, worthwhile=0.001)
+
+    fused, *apart = searches
+    assert next_one(*searches) is apart[0]
+    for search in apart:
+        search.history += [({"A": number}, 1e-4) for number in range(8)]
+    assert next_one(*searches) is fused
+    fused.history += [({"A": number}, 9e-4) for number in range(8)]
+    assert next_one(*searches) is apart[0]  # far behind, it is not worth more trials
+    alone = replace(fused, history=[])
+    assert next_one(alone) is alone  # where nobody searches the two

@@ -115,8 +115,11 @@ def chosen(
         trials, workload = search.trials, search.workload
         rivals = [s for name, s in ways[workload].items() if name != search.kernel]
         if isinstance(workload, Separable):
-            parts = (workload.depthwise, workload.pointwise)
-            rivals.append(sum(min(ways[part].values(), default=math.inf) for part in parts))
+            parts = (ways[workload.depthwise], ways[workload.pointwise])
+            apart_s = sum(min(part.values(), default=math.inf) for part in parts)
+            if apart_s == math.inf and all(parts):
+                continue  # until it is known what it has to beat
+            rivals.append(apart_s)
         floor_s = flops(workload) / peak_flops
         gain = expected_gain(search.history, space_size=search.size, floor_s=floor_s)
         tasks.append(
