@@ -25,13 +25,17 @@ class Network:
     input_shape  (N,H,W,3), RGB
     dtype        of the images: floats are value / 127.5 - 1, uint8 is 0 to 255
 
-    One call at a time: a network has one memory for what lies between its layers. To run several at
-    once, load one in each process.
+    One call at a time: a network has one memory for what lies between its layers. What is to run at
+    once needs one each: a clone for each of Python's threads, which compute side by side, since a
+    call lets others run; or one loaded in each process.
     """
 
-    def __init__(self, machine: Any, manifest: dict[str, Any], device: Any) -> None:
-        self._machine, self._device = machine, device
-        self._main = machine["main"]
+    def __init__(self, module: Any, manifest: dict[str, Any], device: Any) -> None:
+        from tvm.runtime.vm import VirtualMachine
+
+        self._module, self._device = module, device
+        self._machine = VirtualMachine(module, device)
+        self._main = self._machine["main"]
         self.manifest = manifest
         self.input_shape = tuple(manifest["input"]["shape"])
         self.dtype: str = manifest["input"]["dtype"]
@@ -59,6 +63,10 @@ class Network:
             (0, *self.manifest["output"]["shape"][1:]), self.manifest["output"]["dtype"]
         )
         return np.concatenate([nothing, *logits])[: len(images)]
+
+    def clone(self) -> Network:
+        """Another for another thread; it shares the library and its weights."""
+        return Network(self._module, self.manifest, self._device)
 
     def bind(self, images: Any) -> Any:
         """`images` as a tensor of TVM's on its device, without a copy where the memory allows."""
@@ -90,9 +98,10 @@ class Network:
 def load(path: str | Path, threads: int | None = None) -> Network:
     """The network in the library at `path`, to run on so many threads; the manifest's by default.
 
-    The thread count holds for the process: TVM has one pool, sized when it first works. Its threads
-    are bound to cores only when they are all that the machine has: TVM counts cores from the first,
-    where several processes would meet. TVM_BIND_THREADS=0 or 1 decides otherwise.
+    The thread count holds for the process: TVM has one pool for each thread that calls, sized when
+    it first works. Its threads are bound to cores only when they are all that the machine has: TVM
+    counts cores from the first, where several processes would meet. TVM_BIND_THREADS=0 or 1 decides
+    otherwise.
     UsageError when the files are missing or no artifact; SetupError when this machine or TVM cannot
     run it.
     """
@@ -105,15 +114,13 @@ def load(path: str | Path, threads: int | None = None) -> Network:
     os.environ["TVM_NUM_THREADS"] = str(count)
     os.environ.setdefault("TVM_BIND_THREADS", str(int(count >= (os.cpu_count() or 1))))
     import tvm
-    from tvm.runtime.vm import VirtualMachine
 
     tvm.get_global_func("runtime.config_threadpool")(1, count)
     device = tvm.cpu()
     if manifest["target"]["kind"] == "cuda":
         load_cuda()
         device = tvm.cuda()
-    machine = VirtualMachine(tvm.runtime.load_module(str(library)), device)
-    return Network(machine, manifest, device)
+    return Network(tvm.runtime.load_module(str(library)), manifest, device)
 
 
 def read_manifest(library: Path) -> dict[str, Any]:

@@ -88,6 +88,17 @@ def test_application_answers_as_the_command_does(python: Path, mobilenet: Path) 
 
 
 @pytest.mark.slow
+def test_networks_at_once(python: Path, mobilenet: Path) -> None:
+    words = [PYTHON / "classify.py", mobilenet, "--repeat", "2", "--workers", "2"]
+    done = run(python, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(r"2 networks at once: [\d.]+ images/s$", done.stdout.splitlines()[-1])
+    report = json.loads(run(python, *words, "--json", PHOTOS / "coffee.png").stdout)
+    assert (report["workers"], report["images_per_s"] > 0) == (2, True)
+    assert report["photos"][str(PHOTOS / "coffee.png")][0][1] == "espresso"
+
+
+@pytest.mark.slow
 def test_errors_are_one_line(python: Path, mobilenet: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.so"
     copy.write_bytes(mobilenet.read_bytes()[:-1])
@@ -95,6 +106,7 @@ def test_errors_are_one_line(python: Path, mobilenet: Path, tmp_path: Path) -> N
     for words, status, told in (
         ([copy], 2, f"{copy} is not the library that its manifest describes; "),
         ([tmp_path / "none.so"], 2, f"no library at {tmp_path / 'none.so'}; "),
+        ([mobilenet, "--workers", "0"], 2, "workers are 0; expected a number from 1 up; "),
         ([mobilenet, tmp_path / "none.png"], 2, f"no photo at {tmp_path / 'none.png'}; "),
     ):
         done = run(python, PYTHON / "classify.py", *words)

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -241,6 +243,57 @@ def test_cores_stay_free_unless_all_are_used(library: Path) -> None:
         )
         free, cores = process.stdout.split()
         assert free == str(alone) or cores == "1"
+
+
+def test_clones_compute_side_by_side_each_its_own_images(network: Network) -> None:
+    inputs = [images(MODEL, seed) for seed in range(4)]
+    alone = [network(x) for x in inputs]
+    assert not np.array_equal(alone[0], alone[1])
+    ready = threading.Barrier(len(inputs))
+
+    def work(one: Network, x: np.ndarray) -> list[np.ndarray]:
+        ready.wait(60)
+        return [one(x) for _ in range(50)]
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        clones = [network.clone() for _ in inputs]
+        for logits, expected in zip(pool.map(work, clones, inputs), alone, strict=True):
+            assert all(np.array_equal(one, expected) for one in logits)
+
+
+def test_a_clone_outlives_the_network(library: Path) -> None:
+    x = images(MODEL)
+    first = load(library)
+    expected, clone = first(x), first.clone()
+    del first
+    np.testing.assert_array_equal(clone(x), expected)
+
+
+def test_a_call_lets_other_threads_of_python_run(network: Network) -> None:
+    """None gets its turn by time here: only because this one lets go of the interpreter."""
+    go, ran = threading.Event(), []
+
+    def other() -> None:
+        go.wait()
+        ran.append(True)
+
+    x = network.bind(images(MODEL))
+    waited = sys.getswitchinterval()
+    thread = threading.Thread(target=other)
+    thread.start()
+    sys.setswitchinterval(1000)
+    try:
+        go.set()
+        before = bool(ran)
+        for _ in range(2000):
+            network.run(x)
+            if ran:
+                break
+        after = bool(ran)
+    finally:
+        sys.setswitchinterval(waited)
+        thread.join()
+    assert (before, after) == (False, True)
 
 
 def test_manifest_says_what_the_library_is(library: Path) -> None:

@@ -13,6 +13,9 @@ from tune.errors import UsageError
 
 WEIGHTS_HELP = "checkpoint, .safetensors or .pt; default: ImageNet where it fits, else random"
 INPUT_HELP = "images as value / 127.5 - 1, or as the bytes of a photo; default: float"
+THREADS_HELP = "of a CPU: counts to look at; default: 1,2,4,8,16,32,64"
+MEMORY_HELP = "of a CPU: what its memory gives to all cores together; default: 460.8"
+PROBE_HELP = "of a CPU: measure here what its cores cost one another"
 TOLERANCE_HELP = "slowdown that is accepted; default: 10%%"
 EFFORT_HELP = "quick, full, or max, which stops only when every space is measured; default: full"
 
@@ -99,8 +102,8 @@ def count(text: str) -> int:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Whole numbers in a text such as 224 or 128,160."""
-    return tuple(map(count, text.split(",")))
+    """Whole numbers in a text such as 224 or 128,160, each once, ascending."""
+    return tuple(sorted({count(number) for number in text.split(",")}))
 
 
 def widths(text: str) -> tuple[float, ...]:
@@ -111,6 +114,14 @@ def widths(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no width; expected a number such as 0.5, or several with commas"
         ) from None
+
+
+def rate(text: str) -> float:
+    """Bytes a second in a text such as 100, which counts GB/s."""
+    match = re.fullmatch(r"\d+(?:\.\d+)?", text)
+    if match is None or float(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate; expected GB/s, e.g. 100 or 460.8")
+    return float(text) * 1e9
 
 
 def duration(text: str) -> float:

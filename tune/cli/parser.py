@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from targets import TARGETS
 from tune.cli import log, verbs
 from tune.cli.arguments import (
     EFFORT_HELP,
     INPUT_HELP,
+    MEMORY_HELP,
+    PROBE_HELP,
+    THREADS_HELP,
     TOLERANCE_HELP,
     WEIGHTS_HELP,
     Parser,
     board,
     count,
+    counts,
     duration,
     harvested,
     names,
     output,
+    rate,
     share,
     where,
     which,
@@ -109,13 +115,17 @@ def parser() -> Parser:
     model.set_defaults(verb=verbs.show_model)
 
     roofline = known.add_parser(
-        "roofline", parents=[network, result], help="the least time on a GPU, by its datasheet"
+        "roofline", parents=[network, result], help="the least time on a GPU, or on more cores"
     )
-    roofline.add_argument("--device", metavar="NAME", help="a known GPU; default: this machine's")
+    roofline.add_argument("--target", choices=tuple(TARGETS), default="cuda", help="default: cuda")
+    roofline.add_argument("--device", metavar="NAME", help="a known machine; default: this one")
+    roofline.add_argument("--threads", type=counts, metavar="N,N", help=THREADS_HELP)
+    roofline.add_argument("--memory", type=rate, metavar="GB/s", help=MEMORY_HELP)
+    roofline.add_argument("--probe", action="store_true", help=PROBE_HELP)
     roofline.add_argument(
-        "--log", type=Path, metavar="PATH", help="its estimates stand beside the floors"
+        "--log", type=Path, metavar="PATH", help="its records stand beside the floors"
     )
-    roofline.set_defaults(verb=verbs.roofline, target="cuda", rpc=None)
+    roofline.set_defaults(verb=verbs.roofline, rpc=None)
 
     doctor = known.add_parser("doctor", help="what this machine has of the tools needed")
     doctor.set_defaults(verb=verbs.doctor)

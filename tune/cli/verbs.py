@@ -12,6 +12,8 @@ from tune.errors import GateError, SetupError, UsageError
 if TYPE_CHECKING:
     import argparse
 
+    from targets.target import Target
+
 
 def run(options: argparse.Namespace) -> None:
     from tune import pipeline
@@ -206,8 +208,32 @@ def roofline(options: argparse.Namespace) -> None:
     from tune.report import roofline_table
 
     target = target_of(options)
+    if target.kind != "cuda":
+        return _scaling(options, target)
+    for name in ("threads", "memory", "probe"):
+        if getattr(options, name):
+            raise UsageError(
+                f"--{name} is of a CPU's cores, and {target.device} is a GPU; expected --threads, "
+                f"--memory and --probe of a CPU alone; leave it out, or pass --target x86"
+            )
     result = pipeline.roofline(model_of(options), target, pipeline.Log.at(options.log, target))
     print(roofline_table(result))
+    write_json(options, result)
+
+
+def _scaling(options: argparse.Namespace, target: Target) -> None:
+    from tune import pipeline
+    from tune.report.scaling import scaling_table
+
+    result = pipeline.scaling(
+        model_of(options),
+        target,
+        pipeline.Log.at(options.log, target),
+        **({} if options.threads is None else {"threads": options.threads}),
+        memory_bytes_per_s=options.memory,
+        probe=options.probe,
+    )
+    print(scaling_table(result))
     write_json(options, result)
 
 

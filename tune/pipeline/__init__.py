@@ -12,6 +12,7 @@ from tune.pipeline.logs import add, best, diff, merge, prune, stats
 from tune.pipeline.modelling import roofline
 from tune.pipeline.packaging import build_package, package
 from tune.pipeline.records import Log, show, winners
+from tune.pipeline.scaling import scaling
 from tune.pipeline.site import Site
 from tune.pipeline.tuning import Progress, tune
 from tune.pipeline.verifying import failures, verify
@@ -36,6 +37,7 @@ __all__ = [
     "prune",
     "read_csv",
     "roofline",
+    "scaling",
     "show",
     "stats",
     "tune",

@@ -1,0 +1,89 @@
+"""Into how many tasks a config splits a CPU kernel's work: data, without TVM.
+
+A task is a turn of a parallel loop. A loop runs over a grid of tasks, the columns of a row next to
+one another, and TVM gives each thread as many turns as any, one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kernels.space import Config, blocks
+from kernels.workload import Conv, Depthwise, Head, Pointwise, Separable, Workload
+
+# Knobs that change a grid, but not what is done to a tile nor how often anything is computed.
+SPLITS = ("BLOCK_HO", "BLOCK_CI", "CHUNK", "ROWS")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Tasks of one loop.
+
+    rows      parts of the images' pixels
+    columns   parts of the output channels
+    whole     whether a task reads all channels of its pixels, or those of its column alone
+    parallel  whether threads share the loop, or the one that launches others does it all
+    """
+
+    rows: int
+    columns: int
+    whole: bool
+    parallel: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.parallel and self.tasks != 1:
+            raise ValueError(
+                f"a loop of {self.tasks} tasks that is not parallel; expected 1; share it"
+            )
+
+    @property
+    def tasks(self) -> int:
+        return self.rows * self.columns
+
+    def most(self, threads: int) -> int:
+        """Tasks of the thread that has the most."""
+        return blocks(self.tasks, threads)
+
+    def read(self, threads: int) -> float:
+        """The part of all input that one thread reads; of several the one that reads most."""
+        each = self.most(threads)
+        if not self.whole:
+            return each / self.tasks
+        firsts = range(0, self.tasks, each)
+        lasts = (min(first + each, self.tasks) - 1 for first in firsts)
+        touched = (
+            last // self.columns - first // self.columns + 1
+            for first, last in zip(firsts, lasts, strict=True)
+        )
+        return max(touched) / self.rows
+
+
+def grids(workload: Workload, config: Config) -> tuple[Grid, ...]:
+    """The loops of the kernel of `kernels.te` that computes it, in their order."""
+
+    def knob(name: str) -> int:
+        return int(config[name])
+
+    match workload:
+        case Conv():
+            rows = workload.N * workload.Ho // knob("BLOCK_HO")
+            return (Grid(rows=rows, columns=1, whole=True),)
+        case Depthwise():
+            rows = workload.N * workload.Ho // knob("BLOCK_HO")
+            columns = blocks(workload.C, knob("BLOCK_C"))
+            return (Grid(rows=rows, columns=columns, whole=False),)
+        case Pointwise():
+            rows = blocks(workload.pixels, knob("BLOCK_P")) // knob("CHUNK")
+            columns = blocks(workload.Co, knob("BLOCK_CO"))
+            return (Grid(rows=rows, columns=columns, whole=True),)
+        case Separable():
+            rows = workload.N * workload.Ho // knob("ROWS")
+            return (Grid(rows=rows, columns=knob("PARTS"), whole=True),)
+        case Head():
+            pooled = workload.Ci // knob("BLOCK_CI")
+            images = workload.N // knob("BLOCK_N")
+            columns = blocks(workload.Co, knob("BLOCK_CO"))
+            dense = Grid(rows=images, columns=columns, whole=True)
+            if knob("BLOCK_N") == 1:  # the schedule unrolls this loop, which parallel() had
+                dense = Grid(rows=1, columns=1, whole=True, parallel=False)
+            return Grid(rows=workload.N, columns=pooled, whole=False), dense

@@ -1,0 +1,181 @@
+"""How long a network takes on more cores than anybody has measured: a model, no clock.
+
+One kernel on T threads takes
+
+    even + uneven + memory + exchange + fork and join
+
+even      what it takes on one thread in the network, as recorded, by T
+uneven    the thread with the most tasks has ceil(tasks / T) of them, so much longer it works; TVM
+          splits a parallel loop once, and no thread takes over another's turns; a loop that is
+          not parallel is one task
+memory    what its weights take from memory, which all cores share, beyond the two above: they come
+          while the cores compute
+exchange  of the input that a thread reads, a part of 1 - 1/T was written by other cores
+fork      TVM's launching thread hands the task to one thread after the other, and every one takes
+          its turn at one counter when it is done: so much for each thread beyond the first, for
+          each parallel loop
+
+and an inference is the sum over its kernels, for each waits for the one before it. With a network
+of its own in each core nothing is forked, uneven or exchanged: a core takes what it takes alone,
+but all read their weights from memory at once.
+
+What the model leaves out: clocks that fall when more cores work, two threads on one core, caches
+that keep the weights between two inferences, and that a batch reads them only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+
+from kernels.te.tasks import Grid
+from kernels.workload import BIAS_BYTES, ITEM_BYTES, Head, Workload, flops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cores:
+    """What cores share and what it costs them.
+
+    fork_join_s         of one parallel loop, for each thread beyond the first
+    near_bytes_per_s    of what another core wrote: bytes by the seconds that reading them takes
+                        more than if the reader had written them
+    far_bytes_per_s     the same where the other core has another L3
+    cores_per_l3        that share one
+    core_bytes_per_s    from memory to one core
+    memory_bytes_per_s  from memory to all of them together, at most
+    """
+
+    fork_join_s: float = 1e-6
+    near_bytes_per_s: float = 16e9
+    far_bytes_per_s: float = 2.2e9
+    cores_per_l3: int = 8
+    core_bytes_per_s: float = 28e9
+    memory_bytes_per_s: float = 460.8e9
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value!r}; expected a number above 0; measure it")
+
+    def from_memory(self, threads: int) -> float:
+        """Bytes/s that so many cores get together."""
+        return min(threads * self.core_bytes_per_s, self.memory_bytes_per_s)
+
+    def exchange_s(self, read_bytes: float, threads: int) -> float:
+        """Of one core, one of `threads`, that reads what all of them have written alike."""
+        near = min(threads, self.cores_per_l3) - 1
+        far = threads - 1 - near
+        slow = near / self.near_bytes_per_s + far / self.far_bytes_per_s
+        return read_bytes * slow / threads
+
+
+# Where the defaults come from. The slow state is that of docs/performance.md: in it the first five
+# depthwise layers, of which each core reads 2.2 MB that the other wrote, take 0.9 ms longer.
+SOURCES = {
+    "fork_join_s": "measured, 2 cores of a Zen 4",
+    "near_bytes_per_s": "measured, 2 cores of a Zen 4",
+    "far_bytes_per_s": "assumed: what the same cores take in their slow state",
+    "cores_per_l3": "assumed: a Zen 4's",
+    "core_bytes_per_s": "measured, 1 core of a Zen 4",
+    "memory_bytes_per_s": "assumed: an EPYC 9004's, 12 channels of DDR5-4800",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One kernel of a network.
+
+    grids    its loops
+    alone_s  what it takes on one thread, in the network
+    """
+
+    workload: Workload
+    grids: tuple[Grid, ...]
+    alone_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Of what a time consists, in seconds."""
+
+    even_s: float = 0.0
+    uneven_s: float = 0.0
+    memory_s: float = 0.0
+    exchange_s: float = 0.0
+    fork_join_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.even_s + self.uneven_s + self.memory_s + self.exchange_s + self.fork_join_s
+
+
+def terms(part: Part, threads: int, cores: Cores) -> Terms:
+    """Of one kernel on so many threads."""
+    even_s = part.alone_s / threads
+    uneven_s = exchange_s = 0.0
+    for grid, read_bytes, share in _loops(part):
+        uneven_s += part.alone_s * share * (grid.most(threads) / grid.tasks - 1 / threads)
+        exchange_s += cores.exchange_s(read_bytes * grid.read(threads), threads)
+    memory_s = weight_bytes(part.workload) / cores.from_memory(threads)
+    return Terms(
+        even_s=even_s,
+        uneven_s=uneven_s,
+        memory_s=max(0.0, memory_s - even_s - uneven_s),
+        exchange_s=exchange_s,
+        fork_join_s=sum(grid.parallel for grid in part.grids) * (threads - 1) * cores.fork_join_s,
+    )
+
+
+def total(parts: Sequence[Part], threads: int, cores: Cores) -> Terms:
+    """Of an inference on so many threads."""
+    found = [asdict(terms(part, threads, cores)) for part in parts]
+    return Terms(**{name: sum(each[name] for each in found) for name in asdict(Terms())})
+
+
+def apiece_s(parts: Sequence[Part], threads: int, cores: Cores) -> float:
+    """Of an inference on one thread while as many others, each with its own, do the same."""
+    rate = cores.from_memory(threads) / threads
+    return sum(max(part.alone_s, weight_bytes(part.workload) / rate) for part in parts)
+
+
+def floor_s(workloads: Sequence[Workload], threads: int, cores: Cores, core_flops: float) -> float:
+    """The least that the layers take: multiply-adds at every core's peak, or weights from memory.
+
+    core_flops  multiply-add peak of one core, FLOP/s
+    """
+    return sum(
+        max(
+            flops(workload) / (threads * core_flops),
+            weight_bytes(workload) / cores.from_memory(threads),
+        )
+        for workload in workloads
+    )
+
+
+def fastest(parts: Sequence[Part], most: int, cores: Cores) -> int:
+    """The number of threads, of up to `most`, on which an inference takes least."""
+    return min(range(1, most + 1), key=lambda threads: total(parts, threads, cores).seconds)
+
+
+def weight_bytes(workload: Workload) -> int:
+    """Of filters and biases."""
+    filters, biases = workload.weight_shapes[::2], workload.weight_shapes[1::2]
+    return ITEM_BYTES[workload.dtype] * sum(map(prod, filters)) + BIAS_BYTES * sum(
+        map(prod, biases)
+    )
+
+
+def _loops(part: Part) -> list[tuple[Grid, float, float]]:
+    """Each loop, the bytes that all its tasks read of what others wrote, and its share of
+    the kernel's time.
+    """
+    workload = part.workload
+    x_bytes = ITEM_BYTES[workload.dtype] * prod(workload.x_shape)
+    if not isinstance(workload, Head):
+        (grid,) = part.grids
+        return [(grid, x_bytes, 1.0)]
+    pooling, dense = part.grids
+    sums_bytes = 4 * workload.N * workload.Ci
+    share = x_bytes / (x_bytes + weight_bytes(workload))  # both loops are as fast as memory
+    return [(pooling, x_bytes, share), (dense, sums_bytes, 1 - share)]

@@ -1,0 +1,84 @@
+"""What this machine's cores cost one another, by the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from kernels.te import relay
+from targets.target import Target
+from tune.errors import GateError
+from tune.runners.worker import Worker
+
+VECTORS = 2048  # 128 KiB of AVX-512 a thread: two of them and what another wrote fit L2
+REPEAT = 40
+SAMPLE_S = 0.005
+TIMEOUT_S = 60.0
+
+# Seconds of a call that copies so many vectors on each of so many threads, of which each reads what
+# the one so far behind it has written in the call before: (threads, vectors, turn) -> seconds.
+Clock = Callable[[int, int, int], float]
+
+
+def measure(target: Target, threads: int, cores_per_l3: int) -> dict[str, float]:
+    """What `costs` finds on this machine."""
+    workers = {count: Worker(count) for count in (1, 2, threads)}
+    try:
+        return costs(
+            lambda count, vectors, turn: workers[count].call(
+                _copy_s, target, count, vectors, turn, timeout_s=TIMEOUT_S
+            ),
+            threads,
+            cores_per_l3,
+            VECTORS * target.cpu.vector_bits // 8,
+        )
+    finally:
+        for worker in workers.values():
+            worker.stop()
+
+
+def costs(clock: Clock, threads: int, cores_per_l3: int, size_bytes: int) -> dict[str, float]:
+    """Fields of `tune.multicore.Cores` for cores of which so many share an L3.
+
+    size_bytes  of VECTORS vectors
+
+    GateError when the clock tells nonsense.
+    """
+    far = threads > cores_per_l3
+    extra_s = {"fork_join_s": (clock(threads, 1, 0) - clock(1, 1, 0)) / (threads - 1)}
+    extra_s["near_bytes_per_s"] = clock(2, VECTORS, 1) - clock(2, VECTORS, 0)
+    if far:
+        turn = cores_per_l3
+        extra_s["far_bytes_per_s"] = clock(threads, VECTORS, turn) - clock(threads, VECTORS, 0)
+    for name, seconds in extra_s.items():
+        if seconds <= 0:
+            raise GateError(
+                f"threads that cost one another nothing: {name} is of {seconds * 1e6:.2g} µs; "
+                f"expected more than none; try again while nothing else runs"
+            )
+    return {
+        name: seconds if name == "fork_join_s" else size_bytes / seconds
+        for name, seconds in extra_s.items()
+    }
+
+
+def _copy_s(target: Target, threads: int, vectors: int, turn: int) -> float:
+    """The fastest of some samples of many calls. Runs in a worker."""
+    import tvm
+
+    lowered = relay.lower(target, threads, vectors, turn)
+    copy = tvm.compile(lowered, target=target.tvm())["main"]
+    zeros = np.zeros(relay.shape(target, threads, vectors), relay.DTYPE)
+    x, y = (tvm.runtime.tensor(zeros) for _ in range(2))
+
+    def sample_s(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            copy(x, y)
+            copy(y, x)
+        return (time.perf_counter() - start) / (2 * calls)
+
+    calls = max(1, round(SAMPLE_S / sample_s(100) / 2))
+    return min(sample_s(calls) for _ in range(REPEAT))
