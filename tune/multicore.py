@@ -12,8 +12,8 @@ memory    what its weights take from memory, which all cores share, beyond the t
           while the cores compute
 exchange  of the input that a thread reads, a part of 1 - 1/T was written by other cores
 fork      TVM's launching thread hands the task to one thread after the other, and every one takes
-          its turn at one counter when it is done: so much for each thread beyond the first, for
-          each parallel loop
+          its turn at one counter when it is done: so much for each thread beyond the first, more
+          for those behind another L3, for each parallel loop
 
 and an inference is the sum over its kernels, for each waits for the one before it. With a network
 of its own in each core nothing is forked, uneven or exchanged: a core takes what it takes alone,
@@ -38,6 +38,7 @@ class Cores:
     """What cores share and what it costs them.
 
     fork_join_s         of one parallel loop, for each thread beyond the first
+    far_fork_join_s     the same for each thread whose core has another L3 than the first one's
     near_bytes_per_s    of what another core wrote: bytes by the seconds that reading them takes
                         more than if the reader had written them
     far_bytes_per_s     the same where the other core has another L3
@@ -46,7 +47,8 @@ class Cores:
     memory_bytes_per_s  from memory to all of them together, at most
     """
 
-    fork_join_s: float = 1e-6
+    fork_join_s: float = 0.8e-6
+    far_fork_join_s: float = 1.4e-6
     near_bytes_per_s: float = 16e9
     far_bytes_per_s: float = 2.2e9
     cores_per_l3: int = 8
@@ -62,22 +64,36 @@ class Cores:
         """Bytes/s that so many cores get together."""
         return min(threads * self.core_bytes_per_s, self.memory_bytes_per_s)
 
+    def forked_s(self, threads: int) -> float:
+        """Of one parallel loop that so many threads share."""
+        near, far = self._others(threads)
+        return near * self.fork_join_s + far * self.far_fork_join_s
+
     def exchange_s(self, read_bytes: float, threads: int) -> float:
         """Of one core, one of `threads`, that reads what all of them have written alike."""
-        near = min(threads, self.cores_per_l3) - 1
-        far = threads - 1 - near
+        near, far = self._others(threads)
         slow = near / self.near_bytes_per_s + far / self.far_bytes_per_s
         return read_bytes * slow / threads
 
+    def _others(self, threads: int) -> tuple[int, int]:
+        """How many threads beside one share its L3, and how many do not."""
+        near = min(threads, self.cores_per_l3) - 1
+        return near, threads - 1 - near
 
-# Where the defaults come from. The slow state is that of docs/performance.md: in it the first five
-# depthwise layers, of which each core reads 2.2 MB that the other wrote, take 0.9 ms longer.
+
+# Where the defaults come from. znver4: two cores of a shared virtual machine, 2026-11-25. By
+# `--probe`, beside other work, fork and join took 0.7 to 0.8 µs there, and 1.4 in the slow state of
+# docs/performance.md; what the other core wrote came at 8 to 29 GB/s, and at 0.6 to 2.2. Of such
+# ranges the network's records choose: on two threads they are met with 16 GB/s, and the first five
+# depthwise layers, of which each core reads 2.2 MB that the other wrote, take 0.9 ms longer in the
+# slow state.
 SOURCES = {
-    "fork_join_s": "measured, 2 cores of a Zen 4",
-    "near_bytes_per_s": "measured, 2 cores of a Zen 4",
-    "far_bytes_per_s": "assumed: what the same cores take in their slow state",
+    "fork_join_s": "measured, znver4",
+    "far_fork_join_s": "assumed: what was measured on znver4 in its slow state",
+    "near_bytes_per_s": "fitted to the records of znver4 on 2 threads; measured, 8 to 29",
+    "far_bytes_per_s": "assumed: fitted to znver4 in its slow state; measured there, 0.6 to 2.2",
     "cores_per_l3": "assumed: a Zen 4's",
-    "core_bytes_per_s": "measured, 1 core of a Zen 4",
+    "core_bytes_per_s": "measured, znver4, in huge pages",
     "memory_bytes_per_s": "assumed: an EPYC 9004's, 12 channels of DDR5-4800",
 }
 
@@ -123,7 +139,7 @@ def terms(part: Part, threads: int, cores: Cores) -> Terms:
         uneven_s=uneven_s,
         memory_s=max(0.0, memory_s - even_s - uneven_s),
         exchange_s=exchange_s,
-        fork_join_s=sum(grid.parallel for grid in part.grids) * (threads - 1) * cores.fork_join_s,
+        fork_join_s=sum(grid.parallel for grid in part.grids) * cores.forked_s(threads),
     )
 
 

@@ -25,6 +25,7 @@ from tune.multicore import (
 LAYER = Pointwise(N=1, H=14, W=14, Ci=256, Co=512)
 CORES = Cores(
     fork_join_s=1e-6,
+    far_fork_join_s=3e-6,
     near_bytes_per_s=10e9,
     far_bytes_per_s=1e9,
     cores_per_l3=4,
@@ -34,6 +35,7 @@ CORES = Cores(
 # Sharing costs nothing.
 FREE = Cores(
     fork_join_s=1e-30,
+    far_fork_join_s=1e-30,
     near_bytes_per_s=1e30,
     far_bytes_per_s=1e30,
     cores_per_l3=1,
@@ -52,7 +54,7 @@ def test_terms_of_one_kernel_by_hand() -> None:
     found = terms(part(columns=3), 8, CORES)
     assert found.even_s == pytest.approx(56e-6)
     assert found.uneven_s == pytest.approx(448e-6 * (6 / 42 - 1 / 8))
-    assert found.fork_join_s == pytest.approx(7e-6)
+    assert found.fork_join_s == pytest.approx(3 * 1e-6 + 4 * 3e-6)
     # a seventh of 200704 bytes; three of eight threads are near, four far, one has written itself
     read = 14 * 14 * 256 * 4 / 7
     assert found.exchange_s == pytest.approx(read * (3 / 8 / 10e9 + 4 / 8 / 1e9))
@@ -73,7 +75,8 @@ def test_no_number_of_cores_is_faster_than_the_longest_task() -> None:
     for threads in (14 * 16, 10**4, 10**6):
         found = terms(part(), threads, FREE)
         assert found.seconds == pytest.approx(448e-6 / (14 * 16))
-        assert terms(part(), threads, CORES).fork_join_s == pytest.approx((threads - 1) * 1e-6)
+        forked_s = terms(part(), threads, CORES).fork_join_s
+        assert forked_s == pytest.approx(3 * 1e-6 + (threads - 4) * 3e-6)
 
 
 def test_even_cores_that_cost_nothing_scale_to_the_number_of_tasks() -> None:
@@ -83,7 +86,7 @@ def test_even_cores_that_cost_nothing_scale_to_the_number_of_tasks() -> None:
 
 def test_more_cores_help_until_forking_costs_more() -> None:
     parts = [part(rows=2**6, columns=2**6)] * 3
-    cores = replace(FREE, fork_join_s=1e-6)
+    cores = replace(FREE, fork_join_s=1e-6, far_fork_join_s=1e-6)
     best = fastest(parts, 512, cores)
     times = [total(parts, threads, cores).seconds for threads in range(1, 513)]
     assert times[best - 1] == min(times)

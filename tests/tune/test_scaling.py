@@ -165,18 +165,21 @@ def test_nothing_to_start_from(tmp_path: Path) -> None:
 
 
 def clock(threads: int, vectors: int, turn: int) -> float:
-    """A machine of eight cores an L3: a call of 1 us, 0.5 more a thread, 20 GB/s, 2 from afar."""
-    taken = 1e-6 + 0.5e-6 * (threads - 1)
+    """A machine of eight cores an L3: 0.5 us a thread near, 2 afar; 20 GB/s near, 2 afar."""
+    taken = 1e-6 + 0.5e-6 * (min(threads, 8) - 1) + 2e-6 * max(0, threads - 8)
     if vectors == VECTORS:
-        taken += vectors * 64 * (1 / 100e9 + (0, 1 / 20e9, 0, 0, 0, 0, 0, 0, 1 / 2e9)[turn])
+        taken += vectors * 64 * (1 / 100e9 + {0: 0, 1: 1 / 20e9, 8: 1 / 2e9}[turn])
     return taken
 
 
-@pytest.mark.parametrize(("threads", "far"), [(2, {}), (8, {}), (16, {"far_bytes_per_s": 2e9})])
+FAR = {"far_fork_join_s": 2e-6, "far_bytes_per_s": 2e9}
+
+
+@pytest.mark.parametrize(("threads", "far"), [(2, {}), (8, {}), (9, FAR), (16, FAR)])
 def test_costs_are_what_the_clock_tells(threads: int, far: dict[str, float]) -> None:
     expected = {"fork_join_s": 0.5e-6, "near_bytes_per_s": 20e9} | far
     assert costs(clock, threads, 8, VECTORS * 64) == pytest.approx(expected)
-    assert Cores(**expected).cores_per_l3 == 8
+    assert asdict(Cores(**expected)).items() >= expected.items()
 
 
 def test_a_clock_that_tells_nonsense() -> None:

@@ -17,6 +17,7 @@ TERMS = {
 # Fields of `tune.multicore.Cores` -> what they are, and in what unit.
 CORES = {
     "fork_join_s": ("fork and join of a loop, each further thread", 1e6, "µs"),
+    "far_fork_join_s": ("the same, of another L3", 1e6, "µs"),
     "near_bytes_per_s": ("to read what another core wrote, beyond one's own", 1e-9, "GB/s"),
     "far_bytes_per_s": ("the same, of another L3", 1e-9, "GB/s"),
     "cores_per_l3": ("cores that share an L3", 1, ""),

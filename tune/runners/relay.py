@@ -24,7 +24,7 @@ Clock = Callable[[int, int, int], float]
 
 def measure(target: Target, threads: int, cores_per_l3: int) -> dict[str, float]:
     """What `costs` finds on this machine."""
-    workers = {count: Worker(count) for count in (1, 2, threads)}
+    workers = {count: Worker(count) for count in (1, 2, min(threads, cores_per_l3), threads)}
     try:
         return costs(
             lambda count, vectors, turn: workers[count].call(
@@ -46,12 +46,17 @@ def costs(clock: Clock, threads: int, cores_per_l3: int, size_bytes: int) -> dic
 
     GateError when the clock tells nonsense.
     """
-    far = threads > cores_per_l3
-    extra_s = {"fork_join_s": (clock(threads, 1, 0) - clock(1, 1, 0)) / (threads - 1)}
-    extra_s["near_bytes_per_s"] = clock(2, VECTORS, 1) - clock(2, VECTORS, 0)
-    if far:
-        turn = cores_per_l3
-        extra_s["far_bytes_per_s"] = clock(threads, VECTORS, turn) - clock(threads, VECTORS, 0)
+    near = min(threads, cores_per_l3)
+    forked_s = {count: clock(count, 1, 0) for count in (1, near, threads)}
+    extra_s = {
+        "fork_join_s": (forked_s[near] - forked_s[1]) / (near - 1),
+        "near_bytes_per_s": clock(2, VECTORS, 1) - clock(2, VECTORS, 0),
+    }
+    if threads > near:
+        extra_s |= {
+            "far_fork_join_s": (forked_s[threads] - forked_s[near]) / (threads - near),
+            "far_bytes_per_s": clock(threads, VECTORS, near) - clock(threads, VECTORS, 0),
+        }
     for name, seconds in extra_s.items():
         if seconds <= 0:
             raise GateError(
@@ -59,7 +64,7 @@ def costs(clock: Clock, threads: int, cores_per_l3: int, size_bytes: int) -> dic
                 f"expected more than none; try again while nothing else runs"
             )
     return {
-        name: seconds if name == "fork_join_s" else size_bytes / seconds
+        name: size_bytes / seconds if name.endswith("bytes_per_s") else seconds
         for name, seconds in extra_s.items()
     }
 
