@@ -97,7 +97,8 @@ def lower(workload: Head, config: Config, target: Target) -> IRModule:
     unroll(schedule, step, n, vector)
     init = schedule.decompose_reduction(acc, ci)
     unroll(schedule, *schedule.get_loops(init)[-3:-1])
-    vectorize_last(schedule, y, width, unrolled=2)
+    # One image has no loop of its own around its vectors: the next one out is that over tasks.
+    vectorize_last(schedule, y, width, unrolled=2 if int(config["BLOCK_N"]) > 1 else 1)
     return schedule.mod
 
 

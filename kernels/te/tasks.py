@@ -84,6 +84,4 @@ def grids(workload: Workload, config: Config) -> tuple[Grid, ...]:
             images = workload.N // knob("BLOCK_N")
             columns = blocks(workload.Co, knob("BLOCK_CO"))
             dense = Grid(rows=images, columns=columns, whole=True)
-            if knob("BLOCK_N") == 1:  # the schedule unrolls this loop, which parallel() had
-                dense = Grid(rows=1, columns=1, whole=True, parallel=False)
             return Grid(rows=workload.N, columns=pooled, whole=False), dense
