@@ -9,7 +9,8 @@ uneven    the thread with the most tasks has ceil(tasks / T) of them, so much lo
           splits a parallel loop once, and no thread takes over another's turns; a loop that is
           not parallel is one task
 memory    what its weights take from memory, which all cores share, beyond the two above: they come
-          while the cores compute
+          while the cores compute; those that one core alone reads faster than memory gives lie in
+          a cache
 exchange  of the input that a thread reads, a part of 1 - 1/T was written by other cores
 fork      TVM's launching thread hands the task to one thread after the other, and every one takes
           its turn at one counter when it is done: so much for each thread beyond the first, more
@@ -133,7 +134,7 @@ def terms(part: Part, threads: int, cores: Cores) -> Terms:
     for grid, read_bytes, share in _loops(part):
         uneven_s += part.alone_s * share * (grid.most(threads) / grid.tasks - 1 / threads)
         exchange_s += cores.exchange_s(read_bytes * grid.read(threads), threads)
-    memory_s = weight_bytes(part.workload) / cores.from_memory(threads)
+    memory_s = _fetched_bytes(part, cores) / cores.from_memory(threads)
     return Terms(
         even_s=even_s,
         uneven_s=uneven_s,
@@ -152,7 +153,7 @@ def total(parts: Sequence[Part], threads: int, cores: Cores) -> Terms:
 def apiece_s(parts: Sequence[Part], threads: int, cores: Cores) -> float:
     """Of an inference on one thread while as many others, each with its own, do the same."""
     rate = cores.from_memory(threads) / threads
-    return sum(max(part.alone_s, weight_bytes(part.workload) / rate) for part in parts)
+    return sum(max(part.alone_s, _fetched_bytes(part, cores) / rate) for part in parts)
 
 
 def floor_s(workloads: Sequence[Workload], threads: int, cores: Cores, core_flops: float) -> float:
@@ -180,6 +181,11 @@ def weight_bytes(workload: Workload) -> int:
     return ITEM_BYTES[workload.dtype] * sum(map(prod, filters)) + BIAS_BYTES * sum(
         map(prod, biases)
     )
+
+
+def _fetched_bytes(part: Part, cores: Cores) -> float:
+    """Of its weights what may come from memory: no more than did in its time on one thread."""
+    return min(weight_bytes(part.workload), part.alone_s * cores.core_bytes_per_s)
 
 
 def _loops(part: Part) -> list[tuple[Grid, float, float]]:
