@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # Name in logs -> module, loaded on first use; of several for a workload the first is the default.
 KERNELS = {
+    "te.neon.conv": "kernels.te.neon.conv",
+    "te.neon.depthwise": "kernels.te.neon.depthwise",
+    "te.neon.pointwise": "kernels.te.neon.pointwise",
     "te.conv": "kernels.te.conv",
     "te.depthwise": "kernels.te.depthwise",
     "te.pointwise": "kernels.te.pointwise",
@@ -44,7 +47,7 @@ KERNELS = {
 }
 # A name without its last part -> the kinds of machine that such kernels are for. Others load no
 # module of theirs, and need not have installed what that imports.
-KINDS = {"te": ("x86", "arm64"), "te.cuda": ("cuda",), "triton": ("cuda",)}
+KINDS = {"te": ("x86", "arm64"), "te.neon": ("arm64",), "te.cuda": ("cuda",), "triton": ("cuda",)}
 
 
 class Kernel(Protocol):

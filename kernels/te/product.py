@@ -12,7 +12,7 @@ Source  own; for the register tile Goto and van de Geijn, "Anatomy of High-Perfo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,26 +89,32 @@ def tiled(
 
     pixel  from a pixel of the batch and a channel to its value
     """
-    Ci, columns = workload.Ci, int(wt.shape[-1])
-    shape = (blocks(workload.pixels, rows), int(wt.shape[0]), rows, columns)
-    summed = terms(workload)
-    group, ci = te.reduce_axis((0, Ci // summed), "group"), te.reduce_axis((0, summed), "ci")
+    shape = (blocks(workload.pixels, rows), int(wt.shape[0]), rows, int(wt.shape[-1]))
+    acc = summed(workload, shape, lambda t, p, ci: pixel(t * rows + p, ci), wt)
+    return te.compute(shape, lambda t, b, p, c: acc[t, b, p, c] + bias[b, c], name="biased")
+
+
+def summed(
+    workload: Pointwise, shape: Sequence[int], pixel: Callable[[Any, Any, Any], Any], wt: Any
+) -> Any:
+    """The stage `acc` (T,B,rows,columns) alone.
+
+    pixel  from a tile, a pixel of it and a channel to its value
+    """
+    Ci, each = workload.Ci, terms(workload)
+    group, ci = te.reduce_axis((0, Ci // each), "group"), te.reduce_axis((0, each), "ci")
 
     def product(t: Any, b: Any, p: Any, c: Any, ci: Any) -> Any:
-        return pixel(t * rows + p, ci) * wt[b, ci, c]
+        return pixel(t, p, ci) * wt[b, ci, c]
 
-    if summed == Ci:
-        acc = te.compute(shape, lambda t, b, p, c: te.sum(product(t, b, p, c, ci), ci), name="acc")
-    else:
-        part = te.compute(
-            (*shape, Ci // summed),
-            lambda t, b, p, c, g: te.sum(product(t, b, p, c, g * summed + ci), ci),
-            name="part",
-        )
-        acc = te.compute(
-            shape, lambda t, b, p, c: te.sum(part[t, b, p, c, group], group), name="acc"
-        )
-    return te.compute(shape, lambda t, b, p, c: acc[t, b, p, c] + bias[b, c], name="biased")
+    if each == Ci:
+        return te.compute(shape, lambda t, b, p, c: te.sum(product(t, b, p, c, ci), ci), name="acc")
+    part = te.compute(
+        (*shape, Ci // each),
+        lambda t, b, p, c, g: te.sum(product(t, b, p, c, g * each + ci), ci),
+        name="part",
+    )
+    return te.compute(shape, lambda t, b, p, c: te.sum(part[t, b, p, c, group], group), name="acc")
 
 
 def join_parts(schedule: Schedule, workload: Pointwise) -> None:

@@ -59,22 +59,22 @@ class Grid:
 
 
 def grids(workload: Workload, config: Config) -> tuple[Grid, ...]:
-    """The loops of the kernel of `kernels.te` that computes it, in their order."""
+    """The loops of the kernel of `kernels.te`, or of `kernels.te.neon`, that `config` is for."""
 
     def knob(name: str) -> int:
         return int(config[name])
 
     match workload:
         case Conv():
-            rows = workload.N * workload.Ho // knob("BLOCK_HO")
+            rows = workload.N * workload.Ho // int(config.get("BLOCK_HO", 1))
             return (Grid(rows=rows, columns=1, whole=True),)
         case Depthwise():
-            rows = workload.N * workload.Ho // knob("BLOCK_HO")
+            rows = workload.N * blocks(workload.Ho, knob("BLOCK_HO"))
             columns = blocks(workload.C, knob("BLOCK_C"))
             return (Grid(rows=rows, columns=columns, whole=False),)
         case Pointwise():
             rows = blocks(workload.pixels, knob("BLOCK_P")) // knob("CHUNK")
-            columns = blocks(workload.Co, knob("BLOCK_CO"))
+            columns = int(config.get("PARTS", blocks(workload.Co, knob("BLOCK_CO"))))
             return (Grid(rows=rows, columns=columns, whole=True),)
         case Separable():
             rows = workload.N * workload.Ho // knob("ROWS")

@@ -147,7 +147,7 @@ class _Recorded:
         self.threads = tuple(sorted({1} | {record.threads for record in self._records}))
         self._known: dict[Workload, _Alone | None] = {}
         self._plans: dict[tuple[int, bool], tuple[Choice, ...]] = {}
-        self._spaces: dict[Workload, Space] = {}
+        self._spaces: dict[tuple[Workload, str], Space] = {}
         self._plan(1)  # which tells of what no kernel computes
         alone = [self._alone(layer.workload) for layer in self._layers]
         lacking = [
@@ -236,7 +236,8 @@ class _Recorded:
 
     def _split(self, workload: Workload, config: Config, threads: int, cores: Cores) -> Part:
         """With the grids that take least, all else as in `config`."""
-        space = self._space(workload)
+        spaces = (self._space(workload, name) for name in kernels_for(workload, self._target))
+        space = next(space for space in spaces if config in space)
         free = [knob for knob in space.knobs if knob.name in SPLITS]
         names = [knob.name for knob in free]
         configs = [
@@ -261,7 +262,7 @@ class _Recorded:
     def _carried(self, workload: Workload) -> _Alone | None:
         single = [record for record in self._records if record.threads == 1]
         for name in kernels_for(workload, self._target):
-            space = self._space(workload)
+            space = self._space(workload, name)
             near = similar(single, workload, name, space, target=self._target, threads=1, limit=1)
             for config, record in near:
                 assert record.time_s is not None
@@ -269,8 +270,7 @@ class _Recorded:
                 return _Alone(config=config, seconds=scale * record.time_s, exact=False)
         return None
 
-    def _space(self, workload: Workload) -> Space:
-        if workload not in self._spaces:
-            (name,) = kernels_for(workload, self._target)
-            self._spaces[workload] = kernel(name).space(workload, self._target)
-        return self._spaces[workload]
+    def _space(self, workload: Workload, name: str) -> Space:
+        if (workload, name) not in self._spaces:
+            self._spaces[workload, name] = kernel(name).space(workload, self._target)
+        return self._spaces[workload, name]

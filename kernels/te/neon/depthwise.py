@@ -1,0 +1,133 @@
+"""Depthwise convolution, NHWC, 64-bit Arm.
+
+Maths   y[n,ho,wo,c] = act(bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*stride+kw-left, c]
+                                                 * wt[kh,kw,c])
+        x outside the image reads as 0.
+Shapes  x (N,Hi,Wi,C)  wt (C/lanes,K*K,lanes)  bias (C/lanes,1,lanes)  y (N,Ho,Wo,C)
+Types   float32; float16 where the core computes in it.
+Tiling  A task computes BLOCK_HO rows of one image and BLOCK_C of its channels, BLOCK_WO columns and
+        a vector of channels at a time, without a loop and without a copy of the image: row by row
+        of the input, and pixel by pixel in it, a vector is loaded once and multiplied into all sums
+        that see it. A sum starts at its first pixel and is stored at its last, so that K - stride
+        rows of outputs are in registers, and all taps.
+Limits  C is whole vectors, K at most 3.
+Source  own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from tvm.ir import IRModule
+
+from kernels.reference import Array
+from kernels.space import Config, Knob, Space
+from kernels.te.neon.code import LANES, Code
+from kernels.te.neon.image import Side, all_see_the_image, scheduled
+from kernels.te.tile import divisors, on_cpu
+from kernels.workload import Depthwise, Workload
+from targets.target import Target
+
+MOST_TAPS = 9
+# A pixel, the bias, the bounds of ReLU6, and sums that start before others end.
+OTHER_REGISTERS = 7
+
+
+def supports(workload: Workload, target: Target) -> bool:
+    return (
+        isinstance(workload, Depthwise)
+        and workload.K**2 <= MOST_TAPS
+        and on_cpu(workload, target)
+        and target.cpu.lane_operand
+        and workload.C % target.cpu.lanes(workload.dtype) == 0
+        and all_see_the_image(workload)
+    )
+
+
+def space(workload: Depthwise, target: Target) -> Space:
+    """Tiles whose sums and taps fit the registers."""
+    lanes = target.cpu.lanes(workload.dtype)
+    free = target.cpu.vector_registers - workload.K**2 - OTHER_REGISTERS
+    widest = free // max(1, workload.K - workload.stride)
+    rows = tuple(sorted({min(count, workload.Ho) for count in (1, 2, 4, 7, 8, 14)}))
+    columns = tuple(sorted({min(count, workload.Wo, widest) for count in (2, 4, 6, 7, 8, 14)}))
+    channels = tuple(lanes * count for count in divisors(workload.C // lanes))
+    return Space(
+        knobs=(
+            Knob("BLOCK_HO", rows, max(count for count in rows if count <= 7)),
+            Knob("BLOCK_WO", columns, max(count for count in columns if count <= 7)),
+            Knob("BLOCK_C", channels, channels[-1]),
+        )
+    )
+
+
+def lower(workload: Depthwise, config: Config, target: Target) -> IRModule:
+    """The scheduled function main(x, wt, bias, y)."""
+    lanes = LANES[workload.dtype]
+    groups = workload.C // lanes
+    return scheduled(
+        workload,
+        lambda vertical, horizontal: _code(workload, vertical, horizontal),
+        tile=(int(config["BLOCK_HO"]), int(config["BLOCK_WO"])),
+        channels=lanes,
+        parts=workload.C // int(config["BLOCK_C"]),
+        wt=(groups, workload.K**2, lanes),
+        bias=(groups, 1, lanes),
+    )
+
+
+def pack(workload: Depthwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
+    """wt (K,K,C) -> (C/lanes,K*K,lanes), bias (C,) -> (C/lanes,1,lanes)."""
+    wt, bias = weights
+    lanes = LANES[workload.dtype]
+    by_tap = wt.reshape(workload.K**2, -1, lanes)
+    packed = np.ascontiguousarray(by_tap.transpose(1, 0, 2))
+    return packed, bias.reshape(-1, 1, lanes).astype(workload.dtype)
+
+
+def _code(workload: Depthwise, vertical: Side, horizontal: Side) -> tuple[str, str]:
+    """Name and code of `int (y, x, wt, bias)`, which makes a tile."""
+    K, stride, C = workload.K, workload.stride, workload.C
+    code = Code(workload.dtype)
+    taps, _ = code.load("%wt", K * K)
+    (bias,), _ = code.load("%bias", 1)
+    x, rows_of_y = "%x", ["%y"]
+    row_of_x, row_of_y = (code.hidden(C * width) for width in (workload.Wi, workload.Wo))
+    sums: dict[tuple[int, int], str] = {}
+    for i in vertical.inside(K, stride):
+        for j in horizontal.inside(K, stride):
+            value = code.load_at(x, (j - horizontal.before) * C)
+            seen = [
+                (ho, wo, kh * K + kw)
+                for ho, kh in _above(i, vertical, workload)
+                for wo, kw in _above(j, horizontal, workload)
+            ]
+            for ho, wo, tap in seen:
+                started = sums.get((ho, wo), bias)
+                sums[ho, wo] = code.multiply_add(value, taps[tap], started)
+                if (i, j) == (_last(ho, vertical, workload), _last(wo, horizontal, workload)):
+                    if ho == len(rows_of_y):
+                        rows_of_y.append(code.advance(rows_of_y[-1], row_of_y))
+                    done = code.activate(sums.pop((ho, wo)), workload.activation)
+                    code.store(done, code.behind(rows_of_y[ho], wo * C))
+            kept = [(ho, wo) for ho, wo, _ in seen if (ho, wo) in sums]
+            pointers = (x, rows_of_y[-1])
+            (x, rows_of_y[-1]), values = code.step(pointers, [sums[at] for at in kept])
+            sums.update(zip(kept, values, strict=True))
+        x = code.advance(x, row_of_x)
+    return code.function(("ptr %y", "ptr %x", "ptr %wt", "ptr %bias"))
+
+
+def _above(pixel: int, side: Side, workload: Depthwise) -> Iterator[tuple[int, int]]:
+    """Each output that a pixel is under, ascending, and the tap that it is multiplied with."""
+    for k in reversed(range(workload.K)):
+        output, rest = divmod(pixel - k, workload.stride)
+        if rest == 0 and 0 <= output < side.outputs:
+            yield output, k
+
+
+def _last(output: int, side: Side, workload: Depthwise) -> int:
+    """The last pixel inside the image under an output."""
+    inside = side.inside(workload.K, workload.stride)
+    return min(output * workload.stride + workload.K, inside.stop) - 1

@@ -1,0 +1,175 @@
+"""An image cut into tiles, each of which becomes a call of straight code.
+
+Tiles at the image's border have code of their own, which leaves out what lies outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from textwrap import indent
+
+from tvm.ir import IRModule
+from tvm.s_tir import Schedule
+from tvm.script import from_source
+
+from kernels.te.neon.code import linked
+from kernels.workload import Conv, Depthwise
+
+MAIN = """
+@T.prim_func(s_tir=True)
+def main(
+    x: T.Buffer({x}, "{dtype}"),
+    wt: T.Buffer({wt}, "{dtype}"),
+    bias: T.Buffer({bias}, "{dtype}"),
+    y: T.Buffer({y}, "{dtype}"),
+):
+    T.func_attr({{"tirx.noalias": True}})
+    for n, ho, co in T.grid({N}, {tiles}, {parts}):
+        with T.sblock("y"):
+            vn, vh, vc = T.axis.remap("SSS", [n, ho, co])
+            T.reads({reads})
+            T.writes({writes})
+{rows}
+"""
+ROWS = """
+if {first} <= vh and vh < {end}:
+{columns}
+"""
+COLUMNS = """
+for wo, c in T.grid({count}, {each}):
+    T.evaluate(
+        T.call_extern(
+            "int32",
+            "{name}",
+            T.address_of(y[vn, {row_of_y}, {column_of_y}, (vc * {each} + c) * {channels}]),
+            T.address_of(x[vn, {row_of_x}, {column_of_x}, {channel_of_x}]),
+            T.address_of(wt[vc * {each} + c, 0, 0]),
+            T.address_of(bias[vc * {each} + c, 0, 0]),
+        )
+    )
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """A tile along one axis.
+
+    outputs        how many
+    before, after  pixels under them that lie outside the image
+    """
+
+    outputs: int
+    before: int
+    after: int
+
+    def inside(self, K: int, stride: int) -> range:
+        """Pixels under the tile that lie inside the image, counted from the first under it."""
+        return range(self.before, (self.outputs - 1) * stride + K - self.after)
+
+
+def sides(size: int, outputs: int, block: int, *, K: int, stride: int, before: int) -> list[Side]:
+    """Along an axis of the image, its tiles of `block` outputs, the last one perhaps of fewer."""
+    found = []
+    for first in range(0, outputs, block):
+        count = min(block, outputs - first)
+        start = first * stride - before
+        end = start + (count - 1) * stride + K
+        found.append(Side(outputs=count, before=max(0, -start), after=max(0, end - size)))
+    return found
+
+
+def across(workload: Conv | Depthwise, block: int) -> list[Side]:
+    """The tiles of a row."""
+    K, stride, (_, _, left, _) = workload.K, workload.stride, workload.pad
+    return sides(workload.Wi, workload.Wo, block, K=K, stride=stride, before=left)
+
+
+def down(workload: Conv | Depthwise, block: int) -> list[Side]:
+    """The tiles of a column."""
+    K, stride, (top, _, _, _) = workload.K, workload.stride, workload.pad
+    return sides(workload.Hi, workload.Ho, block, K=K, stride=stride, before=top)
+
+
+def all_see_the_image(workload: Conv | Depthwise) -> bool:
+    """Whether every output has a pixel under it."""
+    return all(
+        side.inside(workload.K, workload.stride)
+        for side in (*across(workload, 1), *down(workload, 1))
+    )
+
+
+def scheduled(
+    workload: Conv | Depthwise,
+    code: Callable[[Side, Side], tuple[str, str]],
+    *,
+    tile: tuple[int, int],
+    channels: int,
+    parts: int,
+    wt: Sequence[int],
+    bias: Sequence[int],
+) -> IRModule:
+    """The function main(x, wt, bias, y), x (N,Hi,Wi,Ci) and y (N,Ho,Wo,Co).
+
+    code      from a tile's sides to name and code of `int (y, x, wt, bias)`, x being its first
+              pixel inside the image
+    tile      rows and columns of outputs
+    channels  that a call makes, of as many of x where the convolution is depthwise, or of all
+    parts     tasks that share the channels of some rows
+    wt, bias  shapes, of which the first index counts calls
+    """
+    x, y, dtype, stride = workload.x_shape, workload.y_shape, workload.dtype, workload.stride
+    top, _, left, _ = workload.pad
+    each = y[-1] // channels // parts
+    channel_of_x = f"(vc * {each} + c) * {channels}" if isinstance(workload, Depthwise) else "0"
+    above = down(workload, tile[0])
+    codes: dict[str, str] = {}
+    rows = ""
+    for first, end, vertical in _runs(above):
+        columns = ""
+        for start, stop, horizontal in _runs(across(workload, tile[1])):
+            name, codes[name] = code(vertical, horizontal)
+            columns += COLUMNS.format(
+                name=name,
+                count=stop - start,
+                each=each,
+                channels=channels,
+                channel_of_x=channel_of_x,
+                row_of_y=f"vh * {tile[0]}",
+                column_of_y=f"(wo + {start}) * {tile[1]}",
+                row_of_x=f"vh * {tile[0] * stride} - {top - vertical.before}",
+                column_of_x=f"(wo + {start}) * {tile[1] * stride} - {left - horizontal.before}",
+            )
+        rows += ROWS.format(first=first, end=end, columns=indent(columns.strip(), " " * 4))
+    main = MAIN.format(
+        x=tuple(x),
+        y=tuple(y),
+        wt=tuple(wt),
+        bias=tuple(bias),
+        dtype=dtype,
+        N=workload.N,
+        tiles=len(above),
+        parts=parts,
+        reads=f"x[vn, {_all(x[1:])}], wt[{_all(wt)}], bias[{_all(bias)}]",
+        writes=f"y[vn, {_all(y[1:])}]",
+        rows=indent(rows.strip(), " " * 12),
+    )
+    schedule = Schedule(from_source(main))
+    task = schedule.fuse(*schedule.get_loops(schedule.get_sblock("y")))
+    schedule.parallel(task)
+    schedule.annotate(task, "pragma_import_llvm", linked(codes.values()))
+    return schedule.mod
+
+
+def _all(shape: Sequence[int]) -> str:
+    return ", ".join(f"0:{size}" for size in shape)
+
+
+def _runs(tiles: Sequence[Side]) -> Iterator[tuple[int, int, Side]]:
+    """First tile, the one behind the last, and what they are, of all that are alike in a row."""
+    first = 0
+    for side, alike in groupby(tiles):
+        end = first + len(list(alike))
+        yield first, end, side
+        first = end
