@@ -71,11 +71,11 @@ def test_kernels_are_right_in_both_dtypes(
 ) -> None:
     """The default config, and those at the ends of the space."""
     workload = replace(workload, dtype=dtype)
-    [name] = kernels_for(workload, TARGET)
-    space = kernel(name).space(workload, TARGET)
-    configs = list(space)
-    for outcome in runner.measure(workload, name, [space.default, configs[0], configs[-1]]):
-        assert (outcome.error, outcome.checked) == (None, True), outcome.config
+    for name in kernels_for(workload, TARGET):
+        space = kernel(name).space(workload, TARGET)
+        configs = list(space)
+        for outcome in runner.measure(workload, name, [space.default, configs[0], configs[-1]]):
+            assert (outcome.error, outcome.checked) == (None, True), (name, outcome.config)
 
 
 def test_float16_takes_hardly_more_than_half_the_instructions(runner: EstimateRunner) -> None:
