@@ -8,7 +8,7 @@ Tiling  A task takes CHUNK tiles of BLOCK_P pixels, or a part of their output ch
         packs the pixels: a vector of each pixel's channels, all pixels of a tile in a row, so that
         one instruction loads four. BLOCK_P x BLOCK_CO sums stay in registers while a loop of
         `kernels.te.neon.code` runs over all Ci, a lane of a pixel's vector times a row of weights.
-Limits  Ci is whole vectors. A last tile that is not full sums zeros and leaves out its stores.
+Limits  More than one pixel; what one sum takes of Ci is whole vectors. A last tile that is not full sums zeros and leaves out its stores.
 Source  own.
 """
 
@@ -47,7 +47,8 @@ def supports(workload: Workload, target: Target) -> bool:
         isinstance(workload, Pointwise)
         and on_cpu(workload, target)
         and target.cpu.lane_operand
-        and workload.Ci % target.cpu.lanes(workload.dtype) == 0
+        and product.terms(workload) % target.cpu.lanes(workload.dtype) == 0
+        and workload.pixels > 1
         and workload.Co >= target.cpu.lanes(workload.dtype)
     )
 
