@@ -8,7 +8,8 @@ Tiling  A task takes CHUNK tiles of BLOCK_P pixels, or a part of their output ch
         packs the pixels: a vector of each pixel's channels, all pixels of a tile in a row, so that
         one instruction loads four. BLOCK_P x BLOCK_CO sums stay in registers while a loop of
         `kernels.te.neon.code` runs over all Ci, a lane of a pixel's vector times a row of weights.
-Limits  More than one pixel; what one sum takes of Ci is whole vectors. A last tile that is not full sums zeros and leaves out its stores.
+Limits  More than one pixel; what one sum takes of Ci is whole vectors. A last tile that is not full
+        sums zeros and leaves out its stores.
 Source  own.
 """
 
