@@ -24,7 +24,7 @@ from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te import product
 from kernels.te.prefetch import prefetch
-from kernels.te.tile import activate, divisors, lanes, module, on_cpu, vectorize_last
+from kernels.te.tile import activate, divisors, lanes, module, on_cpu, spread, vectorize_last
 from kernels.workload import ITEM_BYTES, Pointwise, Workload
 from targets.target import Target
 
@@ -41,7 +41,7 @@ def space(workload: Pointwise, target: Target) -> Space:
     """Register tiles that nearly fill the registers, and how long a block of weights is kept."""
     pixels = workload.pixels
     tiles = product.register_tiles(workload, target, lambda rows: product.covering(pixels, rows))
-    chunks = {rows: _chunks(blocks(pixels, rows)) for rows, _ in tiles}
+    chunks = {rows: spread(divisors(blocks(pixels, rows)), MOST_CHUNKS) for rows, _ in tiles}
     rows = tuple(sorted({rows for rows, _ in tiles}))
     columns = tuple(sorted({columns for _, columns in tiles}))
     counts = tuple(sorted(set().union(*chunks.values())))
@@ -92,14 +92,6 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
 def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
     """wt (Ci,Co) -> (Co/BLOCK_CO,Ci,BLOCK_CO) and bias likewise, channels padded with zeros."""
     return product.packed(workload, config, *weights)
-
-
-def _chunks(tiles: int) -> tuple[int, ...]:
-    """Divisors of `tiles`, of very many some, from 1 to all tiles."""
-    whole = divisors(tiles)
-    if len(whole) <= MOST_CHUNKS:
-        return whole
-    return tuple(whole[step * (len(whole) - 1) // (MOST_CHUNKS - 1)] for step in range(MOST_CHUNKS))
 
 
 def _default_chunk(chunks: Sequence[int], columns: int) -> int:

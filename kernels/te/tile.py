@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,13 @@ def lanes(target: Target, dtype: str, channels: int) -> int:
 def divisors(size: int) -> tuple[int, ...]:
     """All divisors of `size`, ascending."""
     return tuple(part for part in range(1, size + 1) if size % part == 0)
+
+
+def spread(choices: Sequence[int], most: int) -> tuple[int, ...]:
+    """At most so many of `choices`, from the first to the last."""
+    if len(choices) <= most:
+        return tuple(choices)
+    return tuple(choices[step * (len(choices) - 1) // (most - 1)] for step in range(most))
 
 
 def activate(value: Any, activation: str) -> Any:

@@ -22,7 +22,7 @@ from tvm.ir import IRModule
 from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te.neon.code import GROUP, LANES, Code
-from kernels.te.neon.image import Side, across, all_see_the_image, scheduled
+from kernels.te.neon.image import Side, across, scheduled
 from kernels.te.tile import divisors, on_cpu
 from kernels.workload import Conv, Workload
 from targets.target import Target
@@ -37,7 +37,6 @@ def supports(workload: Workload, target: Target) -> bool:
         and on_cpu(workload, target)
         and target.cpu.lane_operand
         and workload.Co % target.cpu.lanes(workload.dtype) == 0
-        and all_see_the_image(workload)
         and bool(_tiles(workload, target))
     )
 

@@ -24,11 +24,12 @@ from tvm.ir import IRModule
 from kernels.reference import Array
 from kernels.space import Config, Knob, Space
 from kernels.te.neon.code import LANES, Code
-from kernels.te.neon.image import Side, all_see_the_image, scheduled
+from kernels.te.neon.image import Side, scheduled
 from kernels.te.tile import divisors, on_cpu
-from kernels.workload import Depthwise, Workload
+from kernels.workload import ITEM_BYTES, Depthwise, Workload
 from targets.target import Target
 
+LINE_BYTES = 64
 MOST_TAPS = 9
 # A pixel, the bias, the bounds of ReLU6, and sums that start before others end.
 OTHER_REGISTERS = 7
@@ -41,7 +42,6 @@ def supports(workload: Workload, target: Target) -> bool:
         and on_cpu(workload, target)
         and target.cpu.lane_operand
         and workload.C % target.cpu.lanes(workload.dtype) == 0
-        and all_see_the_image(workload)
     )
 
 
@@ -52,7 +52,10 @@ def space(workload: Depthwise, target: Target) -> Space:
     widest = free // max(1, workload.K - workload.stride)
     rows = tuple(sorted({min(count, workload.Ho) for count in (1, 2, 4, 7, 8, 14)}))
     columns = tuple(sorted({min(count, workload.Wo, widest) for count in (2, 4, 6, 7, 8, 14)}))
-    channels = tuple(lanes * count for count in divisors(workload.C // lanes))
+    # Whole cache lines of each pixel, where they are whole: another task would load them again.
+    whole = [lanes * count for count in divisors(workload.C // lanes)]
+    item = ITEM_BYTES[workload.dtype]
+    channels = tuple(count for count in whole if count * item % LINE_BYTES == 0) or (whole[-1],)
     return Space(
         knobs=(
             Knob("BLOCK_HO", rows, max(count for count in rows if count <= 7)),

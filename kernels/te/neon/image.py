@@ -92,14 +92,6 @@ def down(workload: Conv | Depthwise, block: int) -> list[Side]:
     return sides(workload.Hi, workload.Ho, block, K=K, stride=stride, before=top)
 
 
-def all_see_the_image(workload: Conv | Depthwise) -> bool:
-    """Whether every output has a pixel under it."""
-    return all(
-        side.inside(workload.K, workload.stride)
-        for side in (*across(workload, 1), *down(workload, 1))
-    )
-
-
 def scheduled(
     workload: Conv | Depthwise,
     code: Callable[[Side, Side], tuple[str, str]],

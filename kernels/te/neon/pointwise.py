@@ -8,8 +8,9 @@ Tiling  A task takes CHUNK tiles of BLOCK_P pixels, or a part of their output ch
         packs the pixels: a vector of each pixel's channels, all pixels of a tile in a row, so that
         one instruction loads four. BLOCK_P x BLOCK_CO sums stay in registers while a loop of
         `kernels.te.neon.code` runs over all Ci, a lane of a pixel's vector times a row of weights.
-Limits  More than one pixel; what one sum takes of Ci is whole vectors. A last tile that is not full
-        sums zeros and leaves out its stores.
+Limits  More than one pixel, also in a tile, for TensorIR leaves out a loop over one; what one sum
+        takes of Ci is whole vectors. A last tile that is not full sums zeros and leaves out its
+        stores.
 Source  own.
 """
 
@@ -33,6 +34,7 @@ from kernels.te.tile import (
     keep_in_registers,
     module,
     on_cpu,
+    spread,
     unroll,
     vectorize_last,
 )
@@ -40,6 +42,7 @@ from kernels.workload import ITEM_BYTES, Pointwise, Workload
 from targets.target import Target
 
 TASKS = 16  # by default at least, so that several cores have work
+MOST_CHUNKS = 12
 VECTORS = (1, 2, 3, 4)  # of channels a tile
 
 
@@ -63,7 +66,8 @@ def space(workload: Pointwise, target: Target) -> Space:
     for rows, _ in tiles:
         packed = rows * workload.Ci * ITEM_BYTES[workload.dtype]
         whole = divisors(blocks(workload.pixels, rows))
-        chunks[rows] = tuple(count for count in whole if 2 * count * packed <= l2) or (1,)
+        fitting = [count for count in whole if 2 * count * packed <= l2] or [1]
+        chunks[rows] = spread(fitting, MOST_CHUNKS)
     tasks = blocks(workload.pixels, widest[0])
     enough = [chunk for chunk in chunks[widest[0]] if tasks // chunk >= TASKS]
     steps = [lanes * count for count in (1, 2, 4, 8)]
@@ -154,7 +158,7 @@ def _register_tiles(workload: Pointwise, target: Target) -> tuple[tuple[int, int
     for vectors in product.covering(blocks(workload.Co, lanes), VECTORS):
         weights = weight_steps(vectors, workload.dtype) * vectors
         tallest = min((registers - weights) // (vectors + 1), workload.pixels)
-        heights = range(max(1, tallest // 2), tallest + 1)
+        heights = range(max(2, tallest // 2), tallest + 1)
         tiles += [(rows, lanes * vectors) for rows in product.covering(workload.pixels, heights)]
     return tuple(tiles)
 
