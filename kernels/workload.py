@@ -357,9 +357,15 @@ def flops(workload: Workload) -> int:
 
 def moved_bytes(workload: Workload) -> int:
     """Bytes read and written when every tensor crosses memory exactly once."""
-    shapes = (workload.x_shape, *workload.weight_shapes[::2], workload.y_shape)
-    biases = workload.weight_shapes[1::2]
-    return ITEM_BYTES[workload.dtype] * sum(map(prod, shapes)) + BIAS_BYTES * sum(map(prod, biases))
+    activations = prod(workload.x_shape) + prod(workload.y_shape)
+    return ITEM_BYTES[workload.dtype] * activations + weight_bytes(workload)
+
+
+def weight_bytes(workload: Workload) -> int:
+    """Of filters and biases."""
+    filters, biases = workload.weight_shapes[::2], workload.weight_shapes[1::2]
+    item = ITEM_BYTES[workload.dtype]
+    return item * sum(map(prod, filters)) + BIAS_BYTES * sum(map(prod, biases))
 
 
 def separables(workloads: Sequence[Workload]) -> tuple[Separable, ...]:

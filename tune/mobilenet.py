@@ -84,6 +84,11 @@ class MobileNet:
                 )
 
     @property
+    def name(self) -> str:
+        """Such as mobilenet_v1 0.5/160."""
+        return f"mobilenet_v1 {self.alpha:g}/{self.resolution}"
+
+    @property
     def epsilon(self) -> float:
         """Of the batch norms."""
         return EPSILON[self.variant]

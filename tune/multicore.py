@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 
 from kernels.te.tasks import Grid
-from kernels.workload import BIAS_BYTES, ITEM_BYTES, Head, Workload, flops
+from kernels.workload import ITEM_BYTES, Head, Workload, flops, weight_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,14 +173,6 @@ def floor_s(workloads: Sequence[Workload], threads: int, cores: Cores, core_flop
 def fastest(parts: Sequence[Part], most: int, cores: Cores) -> int:
     """The number of threads, of up to `most`, on which an inference takes least."""
     return min(range(1, most + 1), key=lambda threads: total(parts, threads, cores).seconds)
-
-
-def weight_bytes(workload: Workload) -> int:
-    """Of filters and biases."""
-    filters, biases = workload.weight_shapes[::2], workload.weight_shapes[1::2]
-    return ITEM_BYTES[workload.dtype] * sum(map(prod, filters)) + BIAS_BYTES * sum(
-        map(prod, biases)
-    )
 
 
 def _fetched_bytes(part: Part, cores: Cores) -> float:

@@ -159,7 +159,8 @@ def winner(
     estimator: str | None,
 ) -> Record | None:
     """The best record of any kernel, as measured or as `estimator` thinks."""
-    known = [r for r in records if (r.workload, r.estimator) == (workload.key, estimator)]
+    asked = (workload.key, estimator)
+    known = [record for record in records if (record.workload, record.estimator) == asked]
     if not known:  # a kernel's version is asked for only when something depends on it
         return None
     names = kernels_for(workload, target)

@@ -24,11 +24,19 @@ from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te import product
 from kernels.te.prefetch import prefetch
-from kernels.te.tile import activate, divisors, lanes, module, on_cpu, spread, vectorize_last
+from kernels.te.tile import (
+    LINE_BYTES,
+    activate,
+    divisors,
+    lanes,
+    module,
+    on_cpu,
+    spread,
+    vectorize_last,
+)
 from kernels.workload import ITEM_BYTES, Pointwise, Workload
 from targets.target import Target
 
-LINE_BYTES = 64
 TASKS = 16  # by default at least, so that several cores have work
 MOST_CHUNKS = 32
 

@@ -17,6 +17,7 @@ from targets.target import Target
 
 CPUS = ("x86", "arm64")
 STACK_BYTES = 1024  # TVM's kMaxStackAlloca
+LINE_BYTES = 64  # of a cache
 
 
 def on_cpu(workload: Workload, target: Target) -> bool:

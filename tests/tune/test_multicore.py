@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kernels.te.tasks import Grid
-from kernels.workload import Head, Pointwise, Separable, flops, moved_bytes
+from kernels.workload import Head, Pointwise, Separable, flops, moved_bytes, weight_bytes
 from tune.multicore import (
     SOURCES,
     Cores,
@@ -19,7 +19,6 @@ from tune.multicore import (
     floor_s,
     terms,
     total,
-    weight_bytes,
 )
 
 LAYER = Pointwise(N=1, H=14, W=14, Ci=256, Co=512)

@@ -27,7 +27,7 @@ def roofline(model: MobileNet, target: Target, log: Log) -> dict[str, Any]:
     maths = [math for math in MATHS[model.dtype] if math != "tf32" or gpu.tensor_tf32_flops]
     rows = [row for found in kinds.values() for row in _rows(found, target, log, maths[0])]
     return {
-        "model": f"mobilenet_v1 {model.alpha:g}/{model.resolution}",
+        "model": model.name,
         "batch": model.batch,
         "dtype": model.dtype,
         "device": target.device,

@@ -59,10 +59,11 @@ def own(
     """Records of exactly this: kernel in its present version, device and threads, measured or,
     with `estimator`, estimated by it.
     """
+    key = workload.key
     return [
         record
         for record in records
-        if record.workload == workload.key
+        if record.workload == key
         and (record.kernel, record.kernel_version)
         == (name, version(name, target.kind, workload.dtype))
         and (record.target, record.device) == (target.kind, target.device)

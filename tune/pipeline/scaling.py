@@ -55,7 +55,7 @@ def scaling(
     most = max(threads)
     best = fastest(found.planned(most), most, cores)
     return {
-        "model": f"mobilenet_v1 {model.alpha:g}/{model.resolution}",
+        "model": model.name,
         "batch": model.batch,
         "dtype": model.dtype,
         "device": target.device,

@@ -36,7 +36,7 @@ def supports(workload: Workload, target: Target) -> bool:
         and workload.terms <= MOST_TAPS
         and on_cpu(workload, target)
         and target.cpu.lane_operand
-        and workload.Co % target.cpu.lanes(workload.dtype) == 0
+        and workload.Co % LANES[workload.dtype] == 0
         and bool(_tiles(workload, target))
     )
 

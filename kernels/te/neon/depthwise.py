@@ -25,11 +25,10 @@ from kernels.reference import Array
 from kernels.space import Config, Knob, Space
 from kernels.te.neon.code import LANES, Code
 from kernels.te.neon.image import Side, scheduled
-from kernels.te.tile import divisors, on_cpu
+from kernels.te.tile import LINE_BYTES, divisors, on_cpu
 from kernels.workload import ITEM_BYTES, Depthwise, Workload
 from targets.target import Target
 
-LINE_BYTES = 64
 MOST_TAPS = 9
 # A pixel, the bias, the bounds of ReLU6, and sums that start before others end.
 OTHER_REGISTERS = 7
@@ -41,13 +40,13 @@ def supports(workload: Workload, target: Target) -> bool:
         and workload.K**2 <= MOST_TAPS
         and on_cpu(workload, target)
         and target.cpu.lane_operand
-        and workload.C % target.cpu.lanes(workload.dtype) == 0
+        and workload.C % LANES[workload.dtype] == 0
     )
 
 
 def space(workload: Depthwise, target: Target) -> Space:
     """Tiles whose sums and taps fit the registers."""
-    lanes = target.cpu.lanes(workload.dtype)
+    lanes = LANES[workload.dtype]
     free = target.cpu.vector_registers - workload.K**2 - OTHER_REGISTERS
     widest = free // max(1, workload.K - workload.stride)
     rows = tuple(sorted({min(count, workload.Ho) for count in (1, 2, 4, 7, 8, 14)}))

@@ -51,15 +51,15 @@ def supports(workload: Workload, target: Target) -> bool:
         isinstance(workload, Pointwise)
         and on_cpu(workload, target)
         and target.cpu.lane_operand
-        and product.terms(workload) % target.cpu.lanes(workload.dtype) == 0
+        and product.terms(workload) % LANES[workload.dtype] == 0
         and workload.pixels > 1
-        and workload.Co >= target.cpu.lanes(workload.dtype)
+        and workload.Co >= LANES[workload.dtype]
     )
 
 
 def space(workload: Pointwise, target: Target) -> Space:
     """Register tiles that nearly fill the registers; packed pixels that fit half of L2."""
-    lanes, l2 = target.cpu.lanes(workload.dtype), target.cpu.l2_bytes
+    lanes, l2 = LANES[workload.dtype], target.cpu.l2_bytes
     tiles = _register_tiles(workload, target)
     widest = min(tiles, key=lambda tile: _instructions(workload, *tile))
     chunks: dict[int, tuple[int, ...]] = {}
@@ -100,7 +100,7 @@ def space(workload: Pointwise, target: Target) -> Space:
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
     rows, columns = int(config["BLOCK_P"]), int(config["BLOCK_CO"])
-    lanes, terms = target.cpu.lanes(workload.dtype), product.terms(workload)
+    lanes, terms = LANES[workload.dtype], product.terms(workload)
     schedule = Schedule(_formula(workload, rows, columns, lanes))
     schedule.fuse_reduction_epilogue("acc", "biased")
     acc, packed, y = (schedule.get_sblock(name) for name in ("acc", "packed", "y"))
@@ -153,7 +153,7 @@ def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tup
 
 def _register_tiles(workload: Pointwise, target: Target) -> tuple[tuple[int, int], ...]:
     """(pixels, channels) of tiles whose sums, pixels and weights fit the registers."""
-    lanes, registers = target.cpu.lanes(workload.dtype), target.cpu.vector_registers
+    lanes, registers = LANES[workload.dtype], target.cpu.vector_registers
     tiles: list[tuple[int, int]] = []
     for vectors in product.covering(blocks(workload.Co, lanes), VECTORS):
         weights = weight_steps(vectors, workload.dtype) * vectors
