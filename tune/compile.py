@@ -26,7 +26,7 @@ INPUT, OUTPUT = "image", "logits"  # names, as applications ask for them
 def compile_network(module: Any, target: Target, path: Path) -> int:
     """Write the library of a whole network to `path`; bytes of the weights in it.
 
-    On a GPU the launches between the first and the last one are a graph, captured the first time.
+    On a GPU all launches are one graph, captured the first time.
     SetupError when nothing can link it.
     """
     from tvm import relax

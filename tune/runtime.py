@@ -31,6 +31,7 @@ class Network:
     """
 
     def __init__(self, module: Any, manifest: dict[str, Any], device: Any) -> None:
+        from tvm.runtime import empty
         from tvm.runtime.vm import VirtualMachine
 
         self._module, self._device = module, device
@@ -39,6 +40,12 @@ class Network:
         self.manifest = manifest
         self.input_shape = tuple(manifest["input"]["shape"])
         self.dtype: str = manifest["input"]["dtype"]
+        self._fixed: tuple[Any, ...] = ()  # image and logits, where a GPU's graph has them
+        if manifest["target"]["kind"] == "cuda":
+            self._fixed = tuple(
+                empty(tuple(port["shape"]), port["dtype"], device)
+                for port in (manifest["input"], manifest["output"])
+            )
 
     def __call__(self, images: Any) -> Array:
         """Logits (N,classes) of `images`, a NumPy array or any DLPack tensor.
@@ -69,7 +76,10 @@ class Network:
         return Network(self._module, self.manifest, self._device)
 
     def bind(self, images: Any) -> Any:
-        """`images` as a tensor of TVM's on its device, without a copy where the memory allows."""
+        """`images` as a tensor of TVM's on its device, without a copy where the memory allows.
+
+        A network on a GPU copies them to where it reads: what is bound last is what it sees.
+        """
         import tvm
 
         _check_memory(images, self._device)
@@ -88,11 +98,16 @@ class Network:
                 f"images are {dtype} {shape}; expected {self.dtype} {self.input_shape}, NHWC; "
                 f"convert them, or build for another --batch, --resolution, --dtype or --input"
             )
+        if self._fixed:
+            return tensor.copyto(self._fixed[0])
         return tensor if tensor.device == self._device else tensor.copyto(self._device)
 
     def run(self, images: Any) -> Any:
-        """The logits as a tensor of TVM's, for images that `bind` returned."""
-        return self._main(images)
+        """The logits as a tensor of TVM's, for images that `bind` returned.
+
+        On a GPU it is one launch, and the same tensor every time.
+        """
+        return self._main(*(self._fixed or (images,)))
 
 
 def load(path: str | Path, threads: int | None = None) -> Network:

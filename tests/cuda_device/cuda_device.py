@@ -51,7 +51,7 @@ class Launch:
     arguments  their bits as whole numbers; a pointer is an address in this process
     sizes      of the arguments in bytes; none when the module did not tell
     by         "host", "stand-in" or "nothing": what computed
-    graph      whether a CUDA graph launched it
+    graph      the how manieth launch of a CUDA graph it belongs to; 0 for none
     """
 
     kernel: str
@@ -61,7 +61,7 @@ class Launch:
     arguments: tuple[int, ...]
     sizes: tuple[int, ...]
     by: str
-    graph: bool
+    graph: int
 
 
 class Device:

@@ -215,7 +215,7 @@ std::string listed(const unsigned *numbers) {
          std::to_string(numbers[2]) + "]";
 }
 
-void record(const Launch &launch, bool in_graph, const char *by) {
+void record(const Launch &launch, unsigned graph, const char *by) {
   std::string arguments, sizes;
   for (size_t i = 0; i < launch.values.size(); i++) {
     arguments += (i ? ", " : "") + std::to_string(launch.values[i]);
@@ -225,7 +225,7 @@ void record(const Launch &launch, bool in_graph, const char *by) {
                     listed(launch.grid) + ", \"block\": " + listed(launch.block) +
                     ", \"shared\": " + std::to_string(launch.shared) + ", \"arguments\": [" +
                     arguments + "], \"sizes\": [" + sizes + "], \"by\": \"" + by +
-                    "\", \"graph\": " + (in_graph ? "true" : "false") + "}");
+                    "\", \"graph\": " + std::to_string(graph) + "}");
 }
 
 int run_host(const Launch &launch, void **arguments) {
@@ -255,20 +255,20 @@ int run_host(const Launch &launch, void **arguments) {
   return SUCCESS;
 }
 
-int perform(const Launch &launch, bool in_graph) {
+int perform(const Launch &launch, unsigned graph) {
   std::vector<void *> pointers;
   for (const uint64_t &value : launch.values) pointers.push_back((void *)&value);
   auto stand_in = stand_ins.find(launch.function->name);
   int code = SUCCESS;
   if (launch.function->host) {
-    record(launch, in_graph, "host");
+    record(launch, graph, "host");
     code = run_host(launch, pointers.data());
   } else if (stand_in != stand_ins.end()) {
-    record(launch, in_graph, "stand-in");
+    record(launch, graph, "stand-in");
     if (stand_in->second(records.back().c_str()))
       code = failed(LAUNCH_FAILED, "its stand-in failed");
   } else {
-    record(launch, in_graph, "nothing");
+    record(launch, graph, "nothing");
   }
   if (code == SUCCESS)
     if (const char *why = broken_fence()) code = failed(LAUNCH_FAILED, why);
@@ -361,8 +361,10 @@ void *device_end_capture() {
 }
 
 int device_launch_graph(void *graph) {
+  static unsigned count = 0;
+  ++count;
   for (const Launch &launch : ((Graph *)graph)->launches)
-    if (int code = perform(launch, true)) return code;
+    if (int code = perform(launch, count)) return code;
   return SUCCESS;
 }
 

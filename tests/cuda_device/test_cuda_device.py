@@ -273,7 +273,7 @@ def test_launches_of_a_cubin_are_recorded_and_stood_in_for(device: cuda_device.D
     )
     assert launch.sizes == (8, 8, 4, 8)
     assert launch.arguments[2:] == (6, 3)
-    assert (launch.by, launch.graph) == ("nothing", False)
+    assert (launch.by, launch.graph) == ("nothing", 0)
 
     [x, y], said, [launch] = device.submit(launch_cubin, scale).result()
     assert said == ""
