@@ -92,7 +92,7 @@ def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Bina
 def _made(launch: Launch, dtypes: Mapping[str, str], arch: str, registers: int | None) -> Any:
     """What Triton compiles, for threads that have at most so many registers."""
     return triton.compile(
-        _source(launch, dtypes),
+        source(launch, dtypes),
         target=GPUTarget("cuda", int(arch.removeprefix("sm_")), WARP),
         options={
             "num_warps": launch.num_warps,
@@ -102,7 +102,7 @@ def _made(launch: Launch, dtypes: Mapping[str, str], arch: str, registers: int |
     )
 
 
-def _source(launch: Launch, dtypes: Mapping[str, str]) -> ASTSource:
+def source(launch: Launch, dtypes: Mapping[str, str]) -> ASTSource:
     """The function under the launch's own name, because one library holds many."""
     name = launch.name(dtypes)
     named = triton.jit(launch.kernel.fn, repr=lambda _: name)
