@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # Name in logs -> module, loaded on first use; of several for a workload the first is the default.
 KERNELS = {
-    "te.neon.conv": "kernels.te.neon.conv",
-    "te.neon.depthwise": "kernels.te.neon.depthwise",
+    "te.llvm.conv": "kernels.te.llvm.conv",
+    "te.llvm.depthwise": "kernels.te.llvm.depthwise",
     "te.neon.pointwise": "kernels.te.neon.pointwise",
     "te.conv": "kernels.te.conv",
     "te.depthwise": "kernels.te.depthwise",
@@ -45,9 +45,16 @@ KERNELS = {
     "te.cuda.separable": "kernels.te.cuda.separable",
     "te.cuda.head": "kernels.te.cuda.head",
 }
+CPUS = ("x86", "arm64")
 # A name without its last part -> the kinds of machine that such kernels are for. Others load no
 # module of theirs, and need not have installed what that imports.
-KINDS = {"te": ("x86", "arm64"), "te.neon": ("arm64",), "te.cuda": ("cuda",), "triton": ("cuda",)}
+KINDS = {
+    "te": CPUS,
+    "te.llvm": CPUS,
+    "te.neon": ("arm64",),
+    "te.cuda": ("cuda",),
+    "triton": ("cuda",),
+}
 
 
 class Kernel(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from operator import itemgetter
 
 Value = int | str
 Config = dict[str, Value]
@@ -86,21 +87,20 @@ class Space:
         Used to carry a config over from another shape or device; knobs it lacks count from their
         default. ValueError for an empty space.
         """
-        wanted = {knob.name: _position(knob, config.get(knob.name)) for knob in self.knobs}
-
-        def steps(candidate: Config) -> int:
-            return sum(
-                abs(knob.choices.index(candidate[knob.name]) - wanted[knob.name])
-                for knob in self.knobs
-            )
-
-        best = min(self, key=steps, default=None)
-        if best is None:
-            raise ValueError(
-                f"no config meets the constraints {[c.name for c in self.constraints]}; "
-                f"expected at least one; widen the choices of {[k.name for k in self.knobs]}"
-            )
-        return best
+        away = []
+        for knob in self.knobs:
+            wanted = _position(knob, config.get(knob.name))
+            away.append([abs(place - wanted) for place in range(len(knob.choices))])
+        steps = map(sum, product(*away))
+        choices = product(*(knob.choices for knob in self.knobs))
+        for _, values in sorted(zip(steps, choices, strict=True), key=itemgetter(0)):
+            found = {knob.name: value for knob, value in zip(self.knobs, values, strict=True)}
+            if self._valid(found):
+                return found
+        raise ValueError(
+            f"no config meets the constraints {[c.name for c in self.constraints]}; "
+            f"expected at least one; widen the choices of {[k.name for k in self.knobs]}"
+        )
 
     def _valid(self, config: Config) -> bool:
         return all(constraint.holds(config) for constraint in self.constraints)

@@ -32,6 +32,12 @@ LONG: tuple[Workload, ...] = (
     Separable(N=1, Hi=9, Wi=11, C=2 * HALF_TERMS, Co=40, stride=1, pad=(1, 1, 1, 1)),
 )
 PROBE_DEVICES = {"x86": "x86-64-v3", "arm64": "cortex-a76", "cuda": "sm_90"}
+# Where vectors are wider, and enough for all that a kernel would hold, its code is another one.
+WIDE_DEVICES = {"x86": "x86-64-v4"}
+WIDE: tuple[Workload, ...] = (
+    Conv(N=1, Hi=18, Wi=19, Ci=3, Co=48, stride=2, pad=(0, 1, 0, 1)),
+    Depthwise(N=1, Hi=9, Wi=11, C=48, stride=1, pad=(1, 1, 1, 1)),
+)
 
 
 @cache
@@ -44,10 +50,12 @@ def version(name: str, kind: str, dtype: str) -> str:
     so that the version is the same on every machine; of a Triton kernel the source counts, and what
     it is given, not what a compiler makes of it.
     """
-    target = machines(kind).DEVICES[PROBE_DEVICES[kind]]
+    probes = [(PROBE_DEVICES[kind], probe) for probe in PROBES + LONG * (dtype == "float16")]
+    if name.startswith("te.llvm.") and kind in WIDE_DEVICES:
+        probes += [(WIDE_DEVICES[kind], probe) for probe in WIDE]
     digest = hashlib.sha256()
-    probes = PROBES + LONG * (dtype == "float16")
-    for probe in (replace(probe, dtype=dtype) for probe in probes):
+    for device, workload in probes:
+        target, probe = machines(kind).DEVICES[device], replace(workload, dtype=dtype)
         if name in kernels_for(probe, target):
             configs = list(kernel(name).space(probe, target))
             for config in (configs[0], configs[len(configs) // 2], configs[-1]):

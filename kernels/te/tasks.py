@@ -59,7 +59,7 @@ class Grid:
 
 
 def grids(workload: Workload, config: Config) -> tuple[Grid, ...]:
-    """The loops of the kernel of `kernels.te`, or of `kernels.te.neon`, that `config` is for."""
+    """The loops of the kernel for CPUs that `config` is for."""
 
     def knob(name: str) -> int:
         return int(config[name])

@@ -11,11 +11,11 @@ from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 
+from kernels import CPUS
 from kernels.reference import Array
 from kernels.workload import Conv, Depthwise, Workload
 from targets.target import Target
 
-CPUS = ("x86", "arm64")
 STACK_BYTES = 1024  # TVM's kMaxStackAlloca
 LINE_BYTES = 64  # of a cache
 

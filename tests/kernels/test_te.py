@@ -68,10 +68,18 @@ HOSTILE: list[Workload] = [
         )
     ),
     Depthwise(N=3, Hi=9, Wi=6, C=40, stride=2, pad=(0, 1, 0, 1)),
+    *(
+        Depthwise(N=2, Hi=9, Wi=11, C=48, stride=stride, pad=pad)
+        for stride in (1, 2)
+        for pad in ((1, 1, 1, 1), (0, 1, 0, 1), (2, 0, 1, 2))
+    ),
+    Depthwise(N=1, Hi=9, Wi=8, C=16, K=2, stride=2, pad=(0, 1, 1, 1)),
     *(Depthwise(N=1, Hi=1, Wi=1, C=C, stride=2, pad=(1, 1, 1, 1)) for C in (20, 1)),
     Depthwise(N=2, Hi=8, Wi=5, C=33, K=5, stride=1, pad=(2, 1, 0, 3)),
     Conv(N=1, Hi=5, Wi=7, Ci=3, Co=8, stride=2, pad=(0, 1, 0, 1)),
     Conv(N=3, Hi=6, Wi=9, Ci=3, Co=20, stride=2, pad=(1, 0, 2, 1)),
+    Conv(N=2, Hi=6, Wi=40, Ci=3, Co=48, stride=2, pad=(1, 0, 2, 1)),
+    Conv(N=1, Hi=7, Wi=9, Ci=4, Co=16, K=4, stride=3, pad=(0, 3, 1, 2)),
     *(Conv(N=1, Hi=1, Wi=1, Ci=3, Co=Co, stride=1, pad=(1, 1, 1, 1)) for Co in (32, 1)),
     Conv(N=1, Hi=5, Wi=7, Ci=1, Co=1, stride=1, pad=(1, 1, 1, 1)),
     Conv(N=2, Hi=7, Wi=5, Ci=4, Co=3, K=4, stride=3, pad=(0, 3, 1, 2)),
@@ -228,11 +236,10 @@ shapes |= st.builds(
 )
 def test_every_shape_has_configs_on_every_device(workload: Workload, device: str) -> None:
     target = X86.DEVICES[device]
-    [name] = kernels_for(workload, target)
-    space = kernel(name).space(workload, target)
-    assert space.default in space
-    assert next(iter(space), None) is not None
-    assert sum(1 for _ in islice(space, 5001)) <= 5000
+    for name in kernels_for(workload, target):
+        space = kernel(name).space(workload, target)
+        assert space.default in space
+        assert 1 <= sum(1 for _ in islice(space, 5001)) <= 5000
 
 
 # A loop in assembly: its label, then instructions up to the jump back to that label.

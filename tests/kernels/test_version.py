@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 
-from kernels import KERNELS, KINDS
+from kernels import CPUS, KERNELS, KINDS
 from kernels.te import pointwise
 from kernels.te.cuda import product
 from kernels.te.cuda.tile import finished
+from kernels.te.llvm import depthwise
+from kernels.te.llvm.code import Code
 from kernels.version import version
 
 ROOT = Path(__file__).parents[2]
 HALF_ONLY = {"te.cuda.pointwise_wmma": "float16"}
+SCHEDULED = [n for n in KERNELS if KINDS[n.rpartition(".")[0]] == CPUS and "llvm" not in n]
 PAIRS = [(kind, name) for name in KERNELS for kind in KINDS[name.rpartition(".")[0]]]
 
 
@@ -85,18 +88,33 @@ def test_same_in_a_process_that_asks_in_another_order() -> None:
     assert json.loads(printed) == computed_anew()
 
 
-@pytest.mark.parametrize("name", [name for kind, name in PAIRS if kind == "x86"])
+@pytest.mark.parametrize("name", SCHEDULED)
 def test_another_schedule_is_another_version(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = computed_anew()
     monkeypatch.setattr(module_of(name), "vectorize_last", lambda *_, **__: None)
     assert changed(before) == {name}
 
 
-@pytest.mark.parametrize("name", [name for kind, name in PAIRS if kind == "x86"])
+@pytest.mark.parametrize("name", SCHEDULED)
 def test_another_formula_is_another_version(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = computed_anew()
     monkeypatch.setattr(module_of(name), "activate", lambda value, activation: value * 2)
     assert changed(before) == {name}
+
+
+def test_other_code_is_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = computed_anew()
+    monkeypatch.setattr(Code, "activate", lambda self, value, activation: value)
+    assert changed(before) == {"te.llvm.conv", "te.llvm.depthwise"}
+
+
+def test_code_for_wide_vectors_alone_is_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are registers for all taps, which the common probe device lacks."""
+    before = version("te.llvm.depthwise", "x86", "float32")
+    monkeypatch.setattr(depthwise, "_holds_taps", lambda workload, target: False)
+    version.cache_clear()
+    assert version("te.llvm.depthwise", "x86", "float32") != before
+    version.cache_clear()
 
 
 @pytest.mark.parametrize("name", [name for _, name in PAIRS if name.startswith("te.cuda.")])

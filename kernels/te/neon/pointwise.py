@@ -7,7 +7,7 @@ Types   float32; float16 where the core computes in it, in sums as `kernels.te.p
 Tiling  A task takes CHUNK tiles of BLOCK_P pixels, or a part of their output channels. It first
         packs the pixels: a vector of each pixel's channels, all pixels of a tile in a row, so that
         one instruction loads four. BLOCK_P x BLOCK_CO sums stay in registers while a loop of
-        `kernels.te.neon.code` runs over all Ci, a lane of a pixel's vector times a row of weights.
+        `kernels.te.neon.loop` runs over all Ci, a lane of a pixel's vector times a row of weights.
 Limits  More than one pixel, also in a tile, for TensorIR leaves out a loop over one; what one sum
         takes of Ci is whole vectors. A last tile that is not full sums zeros and leaves out its
         stores.
@@ -26,8 +26,9 @@ from tvm.s_tir import Schedule
 from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te import product
+from kernels.te.llvm.code import NEON
 from kernels.te.neon import sums
-from kernels.te.neon.code import GROUP, LANES, weight_steps
+from kernels.te.neon.loop import weight_steps
 from kernels.te.tile import (
     activate,
     divisors,
@@ -51,15 +52,15 @@ def supports(workload: Workload, target: Target) -> bool:
         isinstance(workload, Pointwise)
         and on_cpu(workload, target)
         and target.cpu.lane_operand
-        and product.terms(workload) % LANES[workload.dtype] == 0
+        and product.terms(workload) % NEON.lanes(workload.dtype) == 0
         and workload.pixels > 1
-        and workload.Co >= LANES[workload.dtype]
+        and workload.Co >= NEON.lanes(workload.dtype)
     )
 
 
 def space(workload: Pointwise, target: Target) -> Space:
     """Register tiles that nearly fill the registers; packed pixels that fit half of L2."""
-    lanes, l2 = LANES[workload.dtype], target.cpu.l2_bytes
+    lanes, l2 = NEON.lanes(workload.dtype), target.cpu.l2_bytes
     tiles = _register_tiles(workload, target)
     widest = min(tiles, key=lambda tile: _instructions(workload, *tile))
     chunks: dict[int, tuple[int, ...]] = {}
@@ -100,7 +101,7 @@ def space(workload: Pointwise, target: Target) -> Space:
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
     rows, columns = int(config["BLOCK_P"]), int(config["BLOCK_CO"])
-    lanes, terms = LANES[workload.dtype], product.terms(workload)
+    lanes, terms = NEON.lanes(workload.dtype), product.terms(workload)
     schedule = Schedule(_formula(workload, rows, columns, lanes))
     schedule.fuse_reduction_epilogue("acc", "biased")
     acc, packed, y = (schedule.get_sblock(name) for name in ("acc", "packed", "y"))
@@ -153,7 +154,7 @@ def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tup
 
 def _register_tiles(workload: Pointwise, target: Target) -> tuple[tuple[int, int], ...]:
     """(pixels, channels) of tiles whose sums, pixels and weights fit the registers."""
-    lanes, registers = LANES[workload.dtype], target.cpu.vector_registers
+    lanes, registers = NEON.lanes(workload.dtype), target.cpu.vector_registers
     tiles: list[tuple[int, int]] = []
     for vectors in product.covering(blocks(workload.Co, lanes), VECTORS):
         weights = weight_steps(vectors, workload.dtype) * vectors
@@ -165,10 +166,10 @@ def _register_tiles(workload: Pointwise, target: Target) -> tuple[tuple[int, int
 
 def _instructions(workload: Pointwise, rows: int, columns: int) -> float:
     """For the products of a vector's channels, what all tiles of this size execute."""
-    lanes = LANES[workload.dtype]
+    lanes = NEON.lanes(workload.dtype)
     vectors = columns // lanes
     each = weight_steps(vectors, workload.dtype)
-    loads = blocks(rows, GROUP) + lanes // each * blocks(each * vectors, GROUP)
+    loads = blocks(rows, NEON.group) + lanes // each * blocks(each * vectors, NEON.group)
     tiles = blocks(workload.pixels, rows) * blocks(workload.Co, columns)
     return tiles * (lanes * rows * vectors + loads)
 

@@ -1,4 +1,4 @@
-"""A register tile's sums as TensorIR knows them, and a loop of `code.tile` in their place."""
+"""A register tile's sums as TensorIR knows them, and a loop of LLVM's code in their place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from tvm.s_tir import Schedule, TensorIntrin
 from tvm.s_tir.schedule import LoopRV
 from tvm.script import from_source
 
-from kernels.te.neon.code import LANES, tile
+from kernels.te.llvm.code import NEON
+from kernels.te.neon.loop import tile
 
 FUNCTION = """
 @T.prim_func(s_tir=True)
@@ -49,7 +50,7 @@ def replace(
     around  a loop around it, where its code comes into the module
     biased  whether the sums start from such a tile, or from zero
     """
-    lanes = LANES[dtype]
+    lanes = NEON.lanes(dtype)
     name, code = tile(rows, columns // lanes, unrolled, dtype, biased=biased)
     shapes = {
         "bias": (rows, columns),

@@ -14,7 +14,7 @@ from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 from tvm.script import from_source
 
-from kernels.te.neon.code import linked
+from kernels.te.llvm.code import linked
 from kernels.workload import Conv, Depthwise
 
 MAIN = """
@@ -45,8 +45,8 @@ for wo, c in T.grid({count}, {each}):
             "{name}",
             T.address_of(y[vn, {row_of_y}, {column_of_y}, (vc * {each} + c) * {channels}]),
             T.address_of(x[vn, {row_of_x}, {column_of_x}, {channel_of_x}]),
-            T.address_of(wt[vc * {each} + c, 0, 0]),
-            T.address_of(bias[vc * {each} + c, 0, 0]),
+            T.address_of(wt[{place_of_wt}]),
+            T.address_of(bias[{place_of_bias}]),
         )
     )
 """
@@ -109,12 +109,19 @@ def scheduled(
     tile      rows and columns of outputs
     channels  that a call makes, of as many of x where the convolution is depthwise, or of all
     parts     tasks that share the channels of some rows
-    wt, bias  shapes, of which the first index counts calls
+    wt, bias  shapes, whose last index counts channels where the convolution is depthwise; else the
+              first of three counts calls
     """
     x, y, dtype, stride = workload.x_shape, workload.y_shape, workload.dtype, workload.stride
     top, _, left, _ = workload.pad
     each = y[-1] // channels // parts
-    channel_of_x = f"(vc * {each} + c) * {channels}" if isinstance(workload, Depthwise) else "0"
+    call = f"vc * {each} + c"
+    places = {"channel_of_x": "0"} | dict.fromkeys(
+        ("place_of_wt", "place_of_bias"), f"{call}, 0, 0"
+    )
+    if isinstance(workload, Depthwise):
+        channel = f"({call}) * {channels}"
+        places = {"channel_of_x": channel, "place_of_wt": f"0, {channel}", "place_of_bias": channel}
     above = down(workload, tile[0])
     codes: dict[str, str] = {}
     rows = ""
@@ -127,11 +134,11 @@ def scheduled(
                 count=stop - start,
                 each=each,
                 channels=channels,
-                channel_of_x=channel_of_x,
                 row_of_y=f"vh * {tile[0]}",
                 column_of_y=f"(wo + {start}) * {tile[1]}",
                 row_of_x=f"vh * {tile[0] * stride} - {top - vertical.before}",
                 column_of_x=f"(wo + {start}) * {tile[1] * stride} - {left - horizontal.before}",
+                **places,
             )
         rows += ROWS.format(first=first, end=end, columns=indent(columns.strip(), " " * 4))
     main = MAIN.format(

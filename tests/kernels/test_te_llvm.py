@@ -1,4 +1,7 @@
-"""Kernels in NEON code of their own: right at every border, and loops that do nothing else."""
+"""Kernels in LLVM's own code: right at every border of arm64, and nothing spills.
+
+`test_te` runs those for x86.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,15 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import KERNELS, kernel
+from kernels import KERNELS, kernel, kernels_for
 from kernels.space import Config, blocks
-from kernels.te.neon.code import GROUP, Code, weight_steps
-from kernels.te.neon.image import sides
+from kernels.te.llvm.code import NEON, Code
+from kernels.te.llvm.image import sides
+from kernels.te.neon.loop import weight_steps
 from kernels.workload import Conv, Depthwise, Pointwise, Workload
 from targets.arm64 import DEVICES
 from targets.target import Target
+from targets.x86 import DEVICES as X86
 from tune.emulator import qemu
 from tune.mobilenet import MobileNet
 from tune.pipeline import Log
@@ -30,8 +35,8 @@ from tune.plan import plan
 from tune.runners.estimate import EstimateRunner
 
 A76 = DEVICES["cortex-a76"]
-OURS = [name for name in KERNELS if name.startswith("te.neon.")]
-LANES = {"float32": 4, "float16": 8}
+OURS = [name for name in KERNELS if name.startswith(("te.llvm.", "te.neon."))]
+DTYPES = ("float32", "float16")
 
 HOSTILE: list[Workload] = [
     Pointwise(N=1, H=5, W=7, Ci=8, Co=24),
@@ -78,7 +83,7 @@ def spilt(code: str) -> list[str]:
     return re.findall(r"^\s+ld\w+\s+\{?\s*[qv]\d.*\[sp.*$", code, re.MULTILINE)
 
 
-@pytest.mark.parametrize("dtype", LANES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("workload", HOSTILE, ids=lambda workload: workload.key)
 def test_hostile_shapes_are_right(runner: EstimateRunner, workload: Workload, dtype: str) -> None:
     """The default config, and some others drawn at random."""
@@ -139,9 +144,7 @@ shapes |= st.builds(
 
 
 @settings(deadline=None, derandomize=True)
-@given(
-    workload=shapes, dtype=st.sampled_from(sorted(LANES)), device=st.sampled_from(sorted(DEVICES))
-)
+@given(workload=shapes, dtype=st.sampled_from(DTYPES), device=st.sampled_from(sorted(DEVICES)))
 def test_every_shape_has_configs_on_every_device(
     workload: Workload, dtype: str, device: str
 ) -> None:
@@ -186,9 +189,11 @@ def test_a_pointwise_loop_multiplies_and_loads_groups(pixels: tuple[int, int], d
     config = kernel("te.neon.pointwise").space(workload, target).default
     loop = hottest(assembly("te.neon.pointwise", workload, config, target))
     rows, steps = int(config["BLOCK_P"]), int(config["UNROLL_CI"])
-    vectors = int(config["BLOCK_CO"]) // LANES[workload.dtype]
+    vectors = int(config["BLOCK_CO"]) // NEON.lanes(workload.dtype)
     each = weight_steps(vectors, workload.dtype)
-    groups = steps // 4 * blocks(rows, GROUP) + steps // each * blocks(each * vectors, GROUP)
+    groups = steps // 4 * blocks(rows, NEON.group) + steps // each * blocks(
+        each * vectors, NEON.group
+    )
     counted = Counter(line.split()[0].removesuffix("s").replace("add", "sub") for line in loop)
     assert counted == {
         "fmla": rows * vectors * steps,
@@ -216,12 +221,28 @@ def planned(dtype: str) -> list[tuple[str, Workload, Config]]:
 def test_nothing_spills_of_what_the_log_chooses() -> None:
     found = [choice for choice in planned("float32") if choice[0] in OURS]
     assert Counter(name for name, _, _ in found) == {
-        "te.neon.conv": 1,
-        "te.neon.depthwise": 9,
+        "te.llvm.conv": 1,
+        "te.llvm.depthwise": 9,
         "te.neon.pointwise": 9,
     }
     for name, workload, config in found:
         assert spilt(assembly(name, workload, config, A76)) == [], (workload.key, config)
+
+
+@pytest.mark.parametrize("device", ["znver4", "x86-64-v3"])
+def test_nothing_spills_on_x86(device: str) -> None:
+    """But for a few where there are 16 registers, and a vector of arguments that are handed on."""
+    target, checked = X86[device], 0
+    for workload in {layer.workload for layer in MobileNet().layers}:
+        for name in kernels_for(workload, target):
+            if name in OURS:
+                config = kernel(name).space(workload, target).default
+                code = assembly(name, workload, config, target)
+                stacked = re.findall(r"^\s+v\w+\s(?=.*[yz]mm).*\(%rsp\).*$", code, re.MULTILINE)
+                allowed = 1 if target.cpu.vector_registers > 16 else code.count("vfmadd") / 50
+                assert len(stacked) <= allowed, (workload.key, config, stacked)
+                checked += 1
+    assert checked == 10
 
 
 def hottest(code: str) -> list[str]:

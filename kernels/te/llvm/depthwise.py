@@ -1,15 +1,15 @@
-"""Depthwise convolution, NHWC, 64-bit Arm.
+"""Depthwise convolution, NHWC, CPU.
 
 Maths   y[n,ho,wo,c] = act(bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*stride+kw-left, c]
                                                  * wt[kh,kw,c])
         x outside the image reads as 0.
-Shapes  x (N,Hi,Wi,C)  wt (C/lanes,K*K,lanes)  bias (C/lanes,1,lanes)  y (N,Ho,Wo,C)
+Shapes  x (N,Hi,Wi,C)  wt (K*K,C)  bias (C,)  y (N,Ho,Wo,C)
 Types   float32; float16 where the core computes in it.
 Tiling  A task computes BLOCK_HO rows of one image and BLOCK_C of its channels, BLOCK_WO columns and
         a vector of channels at a time, without a loop and without a copy of the image: row by row
         of the input, and pixel by pixel in it, a vector is loaded once and multiplied into all sums
         that see it. A sum starts at its first pixel and is stored at its last, so that K - stride
-        rows of outputs are in registers, and all taps.
+        rows of outputs are in registers, and all taps where there are enough.
 Limits  C is whole vectors, K at most 3.
 Source  own.
 """
@@ -18,13 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 from tvm.ir import IRModule
 
 from kernels.reference import Array
 from kernels.space import Config, Knob, Space
-from kernels.te.neon.code import LANES, Code
-from kernels.te.neon.image import Side, scheduled
+from kernels.te.llvm.code import Code, isa_of
+from kernels.te.llvm.image import Side, scheduled
 from kernels.te.tile import LINE_BYTES, divisors, on_cpu
 from kernels.workload import ITEM_BYTES, Depthwise, Workload
 from targets.target import Target
@@ -39,15 +38,15 @@ def supports(workload: Workload, target: Target) -> bool:
         isinstance(workload, Depthwise)
         and workload.K**2 <= MOST_TAPS
         and on_cpu(workload, target)
-        and target.cpu.lane_operand
-        and workload.C % LANES[workload.dtype] == 0
+        and workload.C % isa_of(target).lanes(workload.dtype) == 0
     )
 
 
 def space(workload: Depthwise, target: Target) -> Space:
     """Tiles whose sums and taps fit the registers."""
-    lanes = LANES[workload.dtype]
-    free = target.cpu.vector_registers - workload.K**2 - OTHER_REGISTERS
+    lanes = isa_of(target).lanes(workload.dtype)
+    held = workload.K**2 if _holds_taps(workload, target) else 0
+    free = target.cpu.vector_registers - held - OTHER_REGISTERS
     widest = free // max(1, workload.K - workload.stride)
     rows = tuple(sorted({min(count, workload.Ho) for count in (1, 2, 4, 7, 8, 14)}))
     columns = tuple(sorted({min(count, workload.Wo, widest) for count in (2, 4, 6, 7, 8, 14)}))
@@ -66,35 +65,38 @@ def space(workload: Depthwise, target: Target) -> Space:
 
 def lower(workload: Depthwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
-    lanes = LANES[workload.dtype]
-    groups = workload.C // lanes
+    lanes = isa_of(target).lanes(workload.dtype)
     return scheduled(
         workload,
-        lambda vertical, horizontal: _code(workload, vertical, horizontal),
+        lambda vertical, horizontal: _code(workload, target, vertical, horizontal),
         tile=(int(config["BLOCK_HO"]), int(config["BLOCK_WO"])),
         channels=lanes,
         parts=workload.C // int(config["BLOCK_C"]),
-        wt=(groups, workload.K**2, lanes),
-        bias=(groups, 1, lanes),
+        wt=(workload.K**2, workload.C),
+        bias=(workload.C,),
     )
 
 
 def pack(workload: Depthwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
-    """wt (K,K,C) -> (C/lanes,K*K,lanes), bias (C,) -> (C/lanes,1,lanes)."""
+    """wt (K,K,C) -> (K*K,C), bias (C,)."""
     wt, bias = weights
-    lanes = LANES[workload.dtype]
-    by_tap = wt.reshape(workload.K**2, -1, lanes)
-    packed = np.ascontiguousarray(by_tap.transpose(1, 0, 2))
-    return packed, bias.reshape(-1, 1, lanes).astype(workload.dtype)
+    return wt.reshape(-1, workload.C), bias.astype(workload.dtype)
 
 
-def _code(workload: Depthwise, vertical: Side, horizontal: Side) -> tuple[str, str]:
+def _holds_taps(workload: Depthwise, target: Target) -> bool:
+    """Whether taps stay in registers, and are not loaded for every product."""
+    return target.cpu.vector_registers > workload.K**2 + OTHER_REGISTERS
+
+
+def _code(workload: Depthwise, target: Target, vertical: Side, horizontal: Side) -> tuple[str, str]:
     """Name and code of `int (y, x, wt, bias)`, which makes a tile."""
     K, stride, C = workload.K, workload.stride, workload.C
-    code = Code(workload.dtype)
-    taps, _ = code.load("%wt", K * K)
-    (bias,), _ = code.load("%bias", 1)
-    x, rows_of_y = "%x", ["%y"]
+    code = Code(isa_of(target), workload.dtype)
+    held = {}
+    if _holds_taps(workload, target):
+        held = {tap: code.load_at("%wt", tap * C) for tap in range(K * K)}
+    bias = code.load_at("%bias", 0)
+    x, wt, rows_of_y = "%x", "%wt", ["%y"]
     row_of_x, row_of_y = (code.hidden(C * width) for width in (workload.Wi, workload.Wo))
     sums: dict[tuple[int, int], str] = {}
     for i in vertical.inside(K, stride):
@@ -106,16 +108,17 @@ def _code(workload: Depthwise, vertical: Side, horizontal: Side) -> tuple[str, s
                 for wo, kw in _above(j, horizontal, workload)
             ]
             for ho, wo, tap in seen:
-                started = sums.get((ho, wo), bias)
-                sums[ho, wo] = code.multiply_add(value, taps[tap], started)
+                factor = held[tap] if held else code.load_at(wt, tap * C)
+                sums[ho, wo] = code.multiply_add(value, factor, sums.get((ho, wo), bias))
                 if (i, j) == (_last(ho, vertical, workload), _last(wo, horizontal, workload)):
                     if ho == len(rows_of_y):
                         rows_of_y.append(code.advance(rows_of_y[-1], row_of_y))
                     done = code.activate(sums.pop((ho, wo)), workload.activation)
                     code.store(done, code.behind(rows_of_y[ho], wo * C))
             kept = [(ho, wo) for ho, wo, _ in seen if (ho, wo) in sums]
-            pointers = (x, rows_of_y[-1])
-            (x, rows_of_y[-1]), values = code.step(pointers, [sums[at] for at in kept])
+            pointers = (x, rows_of_y[-1], *(() if held else (wt,)))
+            (x, rows_of_y[-1], *moved), values = code.step(pointers, [sums[at] for at in kept])
+            [wt] = moved or [wt]
             sums.update(zip(kept, values, strict=True))
         x = code.advance(x, row_of_x)
     return code.function(("ptr %y", "ptr %x", "ptr %wt", "ptr %bias"))

@@ -1,21 +1,45 @@
-"""Loops as LLVM's intermediate code: what TensorIR cannot say of NEON.
+"""Kernels' innermost code as LLVM's intermediate code: what TensorIR cannot say.
 
-One instruction loads four registers and moves its address on, `ld1 {v0.4s-v3.4s}, [x0], #64`. LLVM
-makes it of an intrinsic alone, whose struct no call in TensorIR can take apart, and moves the
-address on only where it does not see that the next one is this one and a constant: an empty
-statement of assembly code hides that. Another one takes all sums along, so that what comes before
-ends before the next loads: LLVM 22 otherwise moves these up, to where no four registers in a row
-are free, and spills.
+A compiler that sees only values moves loads up and lets sums wait in memory. An empty statement of
+assembly code that takes all sums along ends each step: what comes before it ends before the next
+loads, and nothing spills. Addresses go through such statements, too, so that LLVM does not see that
+the next one is this one and a constant.
+
+On 64-bit Arm one instruction loads four registers and moves its address on,
+`ld1 {v0.4s-v3.4s}, [x0], #64`. LLVM makes it of an intrinsic alone, whose struct no call in
+TensorIR can take apart, and moves the address on only where that is hidden.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import count
 
-GROUP = 4  # registers that an instruction loads at most
-LANES = {"float32": 4, "float16": 8}
+from targets.target import DTYPE_BITS, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isa:
+    """What of an instruction set the code is made for.
+
+    vector_bits  of a register
+    constraint   such a register's, in a statement of assembly code
+    group        registers that an instruction loads at most
+    """
+
+    vector_bits: int
+    constraint: str
+    group: int = 1
+
+    def lanes(self, dtype: str) -> int:
+        return self.vector_bits // DTYPE_BITS[dtype]
+
+
+NEON = Isa(vector_bits=128, constraint="w", group=4)
+AVX2 = Isa(vector_bits=256, constraint="x")
+AVX512 = Isa(vector_bits=512, constraint="v")
 ZERO, SIX = ("maxnum", 0), ("minnum", 6)
 ELEMENTS = {"float32": ("float", "f32", 4), "float16": ("half", "f16", 2)}
 
@@ -23,11 +47,12 @@ ELEMENTS = {"float32": ("float", "f32", 4), "float16": ("half", "f16", 2)}
 class Code:
     """Instructions of a function's body, a line each; values are named as they come."""
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, isa: Isa, dtype: str) -> None:
+        self._isa = isa
         self._element, suffix, self._align = ELEMENTS[dtype]
-        self.vector = f"<{LANES[dtype]} x {self._element}>"
-        self._suffix = f"v{LANES[dtype]}{suffix}"
-        self.lanes = LANES[dtype]
+        self.lanes = isa.lanes(dtype)
+        self.vector = f"<{self.lanes} x {self._element}>"
+        self._suffix = f"v{self.lanes}{suffix}"
         self._numbers = count()
         self.lines: list[str] = []
 
@@ -45,7 +70,7 @@ class Code:
         """So many vectors, and the address behind them, which LLVM knows nothing of."""
         loaded: list[str] = []
         while len(loaded) < vectors:
-            group = min(GROUP, vectors - len(loaded))
+            group = min(self._isa.group, vectors - len(loaded))
             if group == 1:
                 loaded.append(self.let(f"load {self.vector}, ptr {pointer}, align {self._align}"))
             else:
@@ -73,7 +98,7 @@ class Code:
     def step(self, pointers: Sequence[str], sums: Sequence[str]) -> tuple[list[str], list[str]]:
         """The same once more, for what shall come after all that they are made of."""
         kinds = ["ptr"] * len(pointers) + [self.vector] * len(sums)
-        outputs = ["=r"] * len(pointers) + ["=w"] * len(sums)
+        outputs = ["=r"] * len(pointers) + [f"={self._isa.constraint}"] * len(sums)
         constraints = ",".join([*outputs, *map(str, range(len(kinds)))])
         values = ", ".join(
             f"{kind} {name}" for kind, name in zip(kinds, [*pointers, *sums], strict=True)
@@ -82,6 +107,13 @@ class Code:
         value = self.let(f'call {all_of} asm sideeffect "", "{constraints}"({values})')
         parts = self._parts(all_of, value, len(kinds))
         return parts[: len(pointers)], parts[len(pointers) :]
+
+    def broadcast(self, pointer: str, elements: int) -> str:
+        """The one value so many elements further on, in all lanes."""
+        address = self.behind(pointer, elements)
+        value = self.let(f"load {self._element}, ptr {address}, align {self._align}")
+        one = self.let(f"insertelement {self.vector} poison, {self._element} {value}, i32 0")
+        return self.lane(one, 0)
 
     def lane(self, value: str, number: int) -> str:
         """One lane of a vector in all lanes: no instruction where it is a factor."""
@@ -125,7 +157,7 @@ class Code:
         ] + [
             f"declare {self._struct([self.vector] * group)} "
             f"@llvm.aarch64.neon.ld1x{group}.{self._suffix}.p0(ptr)"
-            for group in range(2, GROUP + 1)
+            for group in range(2, self._isa.group + 1)
         ]
 
     def _struct(self, kinds: Sequence[str]) -> str:
@@ -135,67 +167,11 @@ class Code:
         return [self.let(f"extractvalue {all_of} {value}, {i}") for i in range(number)]
 
 
-def weight_steps(vectors: int, dtype: str) -> int:
-    """For how many channels one load brings the weights, so many vectors for each."""
-    steps = max(1, GROUP // vectors)
-    return steps if LANES[dtype] % steps == 0 else 1
-
-
-def tile(rows: int, vectors: int, unrolled: int, dtype: str, *, biased: bool) -> tuple[str, str]:
-    """Name and code of `int (sums, x, wt, [bias,] turns)`: a register tile's loop.
-
-    sums      (rows,vectors) of vectors
-    x         by groups of a vector's channels: (…,rows) of vectors
-    wt        by channels: (…,vectors) of vectors
-    bias      as sums, what they start from; zero without
-    unrolled  channels that one of `turns` sums; whole groups
-
-    It shall become a part of its caller, where `sums` is on the stack and becomes registers.
-    """
-    code, lanes, each = Code(dtype), LANES[dtype], weight_steps(vectors, dtype)
-    cells = range(rows * vectors)
-    # One by one: loaded as a group they would have to stay in a row.
-    starts = [
-        code.load_at("%bias", cell * lanes) if biased else "zeroinitializer" for cell in cells
-    ]
-    before, code.lines = code.lines, []
-
-    x, wt, sums = "%x.now", "%wt.now", [f"%sum{cell}" for cell in cells]
-    for first in range(0, unrolled, each):
-        if first:
-            (x, wt), sums = code.step((x, wt), sums)
-        if first % lanes == 0:
-            pixels, x = code.load(x, rows)
-        loaded, wt = code.load(wt, each * vectors)
-        for k in range(each):
-            for row in range(rows):
-                factor = code.lane(pixels[row], first % lanes + k)
-                for vector in range(vectors):
-                    cell = row * vectors + vector
-                    row_of_wt = loaded[k * vectors + vector]
-                    sums[cell] = code.multiply_add(factor, row_of_wt, sums[cell])
-    loop, code.lines = code.lines, []
-
-    for cell in cells:
-        code.store(sums[cell], code.behind("%sums", cell * lanes))
-    phis = [("i32", "%turn", "%turns", "%left"), ("ptr", "%x.now", "%x", x)]
-    phis += [("ptr", "%wt.now", "%wt", wt)]
-    phis += [(code.vector, f"%sum{cell}", starts[cell], sums[cell]) for cell in cells]
-    code.lines = [
-        "start:",
-        *before,
-        "br label %loop",
-        "loop:",
-        *(f"{now} = phi {kind} [ {a}, %start ], [ {b}, %loop ]" for kind, now, a, b in phis),
-        *loop,
-        "%left = sub i32 %turn, 1",
-        "%more = icmp ne i32 %left, 0",
-        "br i1 %more, label %loop, label %end",
-        "end:",
-        *code.lines,
-    ]
-    bias = ("ptr %bias",) if biased else ()
-    return code.function(("ptr %sums", "ptr %x", "ptr %wt", *bias, "i32 %turns"))
+def isa_of(target: Target) -> Isa:
+    """That of a CPU's vectors."""
+    if target.kind == "arm64":
+        return NEON
+    return AVX512 if target.cpu.vector_bits == AVX512.vector_bits else AVX2
 
 
 def linked(functions: Iterable[str]) -> str:

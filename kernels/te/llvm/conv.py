@@ -1,4 +1,4 @@
-"""Convolution over few input channels, the network's stem, NHWC, 64-bit Arm.
+"""Convolution over few input channels, the network's stem, NHWC, CPU.
 
 Maths   y[n,ho,wo,co] = act(bias[co] + sum_{kh,kw,ci} x[n, ho*stride+kh-top, wo*stride+kw-left, ci]
                                                       * wt[kh,kw,ci,co])
@@ -7,10 +7,11 @@ Shapes  x (N,Hi,Wi,Ci)  wt (Co/BLOCK_CO,K*K*Ci,BLOCK_CO)  y (N,Ho,Wo,Co)
         bias (Co/BLOCK_CO,BLOCK_WO,BLOCK_CO), a row a pixel
 Types   float32; float16 where the core computes in it.
 Tiling  A task computes one row of an image, BLOCK_WO outputs x BLOCK_CO channels at a time, without
-        a loop and without a copy of the image: a row of the input under them is loaded as it lies,
-        each value is a lane that is multiplied with a row of weights.
-Limits  at most 64 taps (K*K*Ci), because they are unrolled; Co is whole vectors, a row under a tile
-        has a vector's values at least.
+        a loop and without a copy of the image: each value is multiplied with a row of weights.
+        Where a factor can be a lane, a row of the input under them is loaded as it lies; elsewhere
+        a value is loaded to all lanes.
+Limits  at most 64 taps (K*K*Ci), because they are unrolled; Co is whole vectors; where factors are
+        lanes, a row under a tile has a vector's values at least.
 Source  own.
 """
 
@@ -21,13 +22,15 @@ from tvm.ir import IRModule
 
 from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space, blocks
-from kernels.te.neon.code import GROUP, LANES, Code
-from kernels.te.neon.image import Side, across, scheduled
+from kernels.te.llvm.code import Code, isa_of
+from kernels.te.llvm.image import Side, across, scheduled
 from kernels.te.tile import divisors, on_cpu
 from kernels.workload import Conv, Workload
 from targets.target import Target
 
 MOST_TAPS = 64
+MOST_COLUMNS = 14
+BROADCAST = 3  # values in all lanes at a time
 
 
 def supports(workload: Workload, target: Target) -> bool:
@@ -35,16 +38,16 @@ def supports(workload: Workload, target: Target) -> bool:
         isinstance(workload, Conv)
         and workload.terms <= MOST_TAPS
         and on_cpu(workload, target)
-        and target.cpu.lane_operand
-        and workload.Co % LANES[workload.dtype] == 0
+        and workload.Co % isa_of(target).lanes(workload.dtype) == 0
         and bool(_tiles(workload, target))
     )
 
 
 def space(workload: Conv, target: Target) -> Space:
     """Register tiles that nearly fill the registers."""
-    tiles = _tiles(workload, target)
-    widest = max(tiles, key=lambda tile: (tile[0] * tile[1], tile[1]))
+    tiles, lanes = _tiles(workload, target), isa_of(target).lanes(workload.dtype)
+    # The one that loads least for a product.
+    widest = max(tiles, key=lambda tile: (tile[0] * tile[1] / (tile[0] * lanes + tile[1]), tile[1]))
     return Space(
         knobs=(
             Knob("BLOCK_WO", tuple(sorted({columns for columns, _ in tiles})), widest[0]),
@@ -62,7 +65,7 @@ def lower(workload: Conv, config: Config, target: Target) -> IRModule:
     calls = workload.Co // channels
     return scheduled(
         workload,
-        lambda vertical, horizontal: _code(workload, channels, vertical, horizontal),
+        lambda vertical, horizontal: _code(workload, target, channels, vertical, horizontal),
         tile=(1, columns),
         channels=channels,
         parts=1,
@@ -82,34 +85,42 @@ def pack(workload: Conv, config: Config, weights: tuple[Array, ...]) -> tuple[Ar
 
 def _tiles(workload: Conv, target: Target) -> tuple[tuple[int, int], ...]:
     """(outputs, channels) of tiles that fit the registers, and whose rows fill a vector."""
-    lanes, registers = LANES[workload.dtype], target.cpu.vector_registers
+    isa, registers = isa_of(target), target.cpu.vector_registers
+    lanes, most = isa.lanes(workload.dtype), max(2, isa.group)
     found = []
-    for vectors in (count for count in divisors(workload.Co // lanes) if count <= GROUP):
-        for columns in range(1, min(workload.Wo, 12) + 1):
-            values = ((columns - 1) * workload.stride + workload.K) * workload.Ci
-            held = columns * vectors + blocks(values, lanes) + GROUP
-            least = min(
-                len(side.inside(workload.K, workload.stride)) * workload.Ci
-                for side in across(workload, columns)
-            )
-            if held <= registers and least >= lanes:
+    for vectors in (count for count in divisors(workload.Co // lanes) if count <= most):
+        for columns in range(1, min(workload.Wo, MOST_COLUMNS) + 1):
+            held, fills = columns * vectors, True
+            if target.cpu.lane_operand:
+                values = ((columns - 1) * workload.stride + workload.K) * workload.Ci
+                held += blocks(values, lanes) + isa.group
+                fills = lanes <= min(
+                    len(side.inside(workload.K, workload.stride)) * workload.Ci
+                    for side in across(workload, columns)
+                )
+            else:
+                held += vectors + BROADCAST
+            if held <= registers and fills:
                 found.append((columns, lanes * vectors))
     fullest = max((columns * channels for columns, channels in found), default=0)
     return tuple(tile for tile in found if 2 * tile[0] * tile[1] >= fullest)
 
 
-def _code(workload: Conv, channels: int, vertical: Side, horizontal: Side) -> tuple[str, str]:
+def _code(
+    workload: Conv, target: Target, channels: int, vertical: Side, horizontal: Side
+) -> tuple[str, str]:
     """Name and code of `int (y, x, wt, bias)`, which makes a tile of one row."""
-    K, stride, Ci, lanes = workload.K, workload.stride, workload.Ci, LANES[workload.dtype]
+    K, stride, Ci, isa = workload.K, workload.stride, workload.Ci, isa_of(target)
+    code = Code(isa, workload.dtype)
+    lanes = code.lanes
     vectors = channels // lanes
-    code = Code(workload.dtype)
     pixels = horizontal.inside(K, stride)
     sums = [code.load_at("%bias", cell * lanes) for cell in range(horizontal.outputs * vectors)]
     x, wt = "%x", "%wt"
     row_of_x = code.hidden(workload.Wi * Ci)
-    each = max(1, GROUP // vectors)
+    each = max(1, isa.group // vectors)
     for kh in vertical.inside(K, stride):
-        values = _row(code, x, len(pixels) * Ci)
+        row = _row(code, x, len(pixels) * Ci) if target.cpu.lane_operand else []
         taps = [(kw, ci) for kw in range(K) for ci in range(Ci)]
         weights = code.behind(wt, kh * K * Ci * channels)
         for first in range(0, len(taps), each):
@@ -119,12 +130,12 @@ def _code(workload: Conv, channels: int, vertical: Side, horizontal: Side) -> tu
                 for wo in range(horizontal.outputs):
                     j = wo * stride + kw
                     if j in pixels:
-                        vector, lane = values[(j - horizontal.before) * Ci + ci]
-                        factor = code.lane(vector, lane)
+                        at = (j - horizontal.before) * Ci + ci
+                        factor = code.lane(*row[at]) if row else code.broadcast(x, at)
                         for v in range(vectors):
                             cell = wo * vectors + v
-                            row = loaded[number * vectors + v]
-                            sums[cell] = code.multiply_add(factor, row, sums[cell])
+                            taken = loaded[number * vectors + v]
+                            sums[cell] = code.multiply_add(factor, taken, sums[cell])
             (x, weights), sums = code.step((x, weights), sums)
         x = code.advance(x, row_of_x)
     for cell, value in enumerate(sums):
