@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ ESTIMATORS = ("instructions", "mca", "roofline")  # of a kind of machine, those 
 # These run nothing, so that there is no output to compare: their records are not `checked`, and are
 # estimates all the same.
 MODELS = ("roofline",)
+MEETING = timedelta(seconds=10)  # within which the finals of rivals that met are recorded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +182,10 @@ def best(
     versions   the present version of each kernel that may win
     estimator  whose estimates are compared instead of measurements
 
-    A config's time is the median of all its finals' samples, since a single trial may be luck;
-    only where nothing reached the finals, of its trials. Of the winner's records the one nearest
-    to that time is returned. Neither the order of the records nor repetition matters.
+    Finals decide, since a single trial may be luck, and of these the last meeting alone: times of
+    one minute and another are not comparable, and whoever won before takes part again. Where
+    nothing reached the finals, it is the median of a config's trials. Of the winner's records the
+    one nearest to its time is returned. Neither the order of the records nor repetition matters.
     """
     usable = [
         record
@@ -194,7 +197,7 @@ def best(
         and _counts(record)
     ]
     finals = [record for record in usable if record.stage == "final"]
-    pools = _pools(finals or usable)
+    pools = _pools(_last_meeting(finals) or usable)
     timed = [(_pooled_s(pool), name) for name, pool in pools.items()]
     if not timed:
         return None
@@ -203,6 +206,13 @@ def best(
         pools[name],
         key=lambda record: (abs(median(record.seconds) - time_s), canonical(asdict(record))),
     )
+
+
+def _last_meeting(finals: list[Record]) -> list[Record]:
+    """Those of the rivals that met last: they are recorded one right after the other."""
+    times = [datetime.fromisoformat(record.when) for record in finals]
+    first = max(times, default=datetime.max) - MEETING
+    return [record for record, time in zip(finals, times, strict=True) if time >= first]
 
 
 def history(records: Iterable[Record]) -> list[tuple[Config, float | None]]:
@@ -270,6 +280,7 @@ def _is_sound(record: Record) -> bool:
         and all(isinstance(value, int | str) for value in record.config.values())
         and record.target in TARGETS
         and _is_workload(record.workload)
+        and _is_time(record.when)
     )
 
 
@@ -280,6 +291,13 @@ def _is_workload(key: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _is_text(content: bytes) -> bool:

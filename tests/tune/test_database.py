@@ -233,7 +233,8 @@ def winner(found: list[Record]) -> Record | None:
     )
 
 
-def measured(block: int, *seconds: float, stage: str = "trial", when: str = "1") -> Record:
+def measured(block: int, *seconds: float, stage: str = "trial", minute: int = 1) -> Record:
+    when = f"2026-11-25T10:{minute:02}:00+00:00"
     return replace(RECORD, config={"BLOCK_P": block}, seconds=seconds, stage=stage, when=when)
 
 
@@ -249,16 +250,19 @@ def test_only_finalists_win_where_there_are_finals() -> None:
     assert winner([lucky, *finals]) == finals[1]
 
 
-def test_samples_of_repeated_finals_are_pooled() -> None:
-    luck = measured(1, 1, 1, stage="final", when="1")
-    usual = measured(1, 5, 5, 5, 5, stage="final", when="2")
-    rival = measured(2, 4, 4, 4, stage="final")
-    assert winner([luck, usual, rival]) == rival
-    assert winner([luck, usual]) == usual
+def test_the_last_meeting_decides() -> None:
+    """On a machine that is slower now, whoever won before is compared as it is now."""
+    before = [measured(1, 1, stage="final"), measured(2, 2, stage="final")]
+    after = [
+        measured(1, 5, stage="final", minute=2),
+        measured(4, 4, stage="final", minute=2),
+    ]
+    assert winner(before) == before[0]
+    assert winner(before + after) == winner(after + before) == after[1]
 
 
 def test_repeated_line_counts_once() -> None:
-    luck, usual = measured(1, 1, when="1"), measured(1, 5, when="2")
+    luck, usual = measured(1, 1), measured(1, 5, minute=2)
     rival = measured(2, 2)
     assert winner([luck, usual, rival]) == winner([luck, luck, usual, rival]) == rival
 
@@ -297,11 +301,11 @@ def test_only_a_model_needs_no_right_answer() -> None:
 
 
 rivals = st.builds(
-    lambda block, seconds, stage, when: measured(block, *seconds, stage=stage, when=when),
+    lambda block, seconds, stage, minute: measured(block, *seconds, stage=stage, minute=minute),
     block=st.integers(1, 3),
     seconds=st.lists(st.sampled_from((1.0, 2.0, 3.0)), min_size=1, max_size=3),
     stage=st.sampled_from(("trial", "final")),
-    when=st.sampled_from(("1", "2")),
+    minute=st.sampled_from((1, 2)),
 )
 
 
@@ -321,7 +325,7 @@ def test_history_has_one_entry_for_each_config() -> None:
     found = [
         measured(1, 1),
         failed,
-        measured(1, 3, when="2"),
+        measured(1, 3, minute=2),
         unchecked,
         measured(1, 9, stage="final"),
     ]

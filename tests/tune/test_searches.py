@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 
 import pytest
 
-from kernels.space import Knob, Space
-from kernels.workload import Separable, flops
+from kernels import kernel
+from kernels.space import Config, Knob, Space
+from kernels.workload import Depthwise, Separable, Workload, flops
+from targets import machines
+from tune import database
 from tune.mobilenet import MobileNet
-from tune.pipeline.searches import Search, chosen, stage, weights
+from tune.pipeline.recorder import Recorder
+from tune.pipeline.records import Log
+from tune.pipeline.searches import Search, chosen, finalists, searches_of, stage, weights
+from tune.runners.protocol import Outcome
 
+ZNVER4 = machines("x86").DEVICES["znver4"]
 LARGE, SMALL = MobileNet(alpha=0.5, resolution=64), MobileNet(alpha=0.25, resolution=32)
 
 
@@ -69,3 +78,85 @@ def test_two_layers_in_one_wait_for_the_two() -> None:
     assert next_one(*searches) is apart[0]  # far behind, it is not worth more trials
     alone = replace(fused, history=[])
     assert next_one(alone) is alone  # where nobody searches the two
+
+
+@dataclass(frozen=True)
+class Rules:
+    """By which a time is taken: none here."""
+
+
+class Logged:
+    """A log of times that were never measured; each call is a minute later."""
+
+    def __init__(self, path: Path) -> None:
+        self.recorder = Recorder(
+            target=ZNVER4, threads=1, estimator=None, log=Log(path=path), peak_flops=1e11
+        )
+        self._minute = 0
+
+    def keep(self, workload: Workload, name: str, stage: str, times: dict[int, float]) -> None:
+        """By a config's number in its space, seconds."""
+        self._minute += 1
+        kept = []
+        scratch = replace(self.recorder, log=Log(path=self.recorder.log.path.with_suffix(".new")))
+        for number, time_s in times.items():
+            outcome = Outcome(
+                config=config(workload, name, number), seconds=(time_s,), checked=True
+            )
+            record = scratch.keep(workload, name, stage, outcome, Rules())
+            kept.append(replace(record, when=f"2026-11-25T10:{self._minute:02}:00+00:00"))
+        database.append(self.recorder.log.path, kept)
+
+    def meetings(self, *workloads: Workload, only: tuple[str, ...]) -> list[set[tuple[str, str]]]:
+        """Who would meet now: kernel and config."""
+        searches = searches_of(dict.fromkeys(workloads, 1.0), self.recorder, only)
+        return [
+            {(search.kernel, database.canonical(config)) for search, config in rivals}
+            for rivals in finalists(searches, self.recorder)
+        ]
+
+
+def config(workload: Workload, name: str, number: int) -> Config:
+    return next(islice(kernel(name).space(workload, ZNVER4), number, None))
+
+
+def entry(workload: Workload, name: str, number: int) -> tuple[str, str]:
+    return name, database.canonical(config(workload, name, number))
+
+
+def test_whoever_won_before_meets_the_new_ones(tmp_path: Path) -> None:
+    """Although its trial was not among the fastest, and its kernel is not searched any more."""
+    workload = Depthwise(N=1, Hi=14, Wi=14, C=32, stride=1, pad=(1, 1, 1, 1))
+    old, new = "te.depthwise", "te.llvm.depthwise"
+    log = Logged(tmp_path / "log.jsonl")
+    log.keep(workload, old, "trial", {0: 99, 1: 98})
+    log.keep(workload, old, "final", {0: 40, 1: 50})
+    assert log.meetings(workload, only=(old,)) == []
+    log.keep(workload, new, "trial", {number: 10 + number for number in range(8)})
+    [rivals] = log.meetings(workload, only=(new,))
+    assert rivals == {entry(workload, new, number) for number in range(6)} | {
+        entry(workload, old, 0)
+    }
+    assert log.meetings(workload, only=("te.head",)) == []
+    log.keep(workload, old, "final", {0: 41})
+    log.keep(workload, new, "final", {number: 30 + number for number in range(6)})
+    assert log.meetings(workload, only=(new,)) == []
+
+
+def test_two_in_one_meet_the_two_anew_when_these_have_met(tmp_path: Path) -> None:
+    depthwise, pointwise = (layer.workload for layer in MobileNet().layers[1:3])
+    together = Separable.of(depthwise, pointwise)
+    assert together is not None
+    log = Logged(tmp_path / "log.jsonl")
+    log.keep(depthwise, "te.depthwise", "trial", {0: 1, 1: 2})
+    log.keep(pointwise, "te.pointwise", "trial", {0: 1, 1: 2})
+    log.keep(together, "te.separable", "trial", {0: 1, 1: 2})
+    log.keep(depthwise, "te.depthwise", "final", {0: 1, 1: 2})
+    log.keep(pointwise, "te.pointwise", "final", {0: 1, 1: 2})
+    log.keep(together, "te.separable", "final", {0: 1, 1: 2})
+    only = ("te.depthwise", "te.pointwise", "te.separable")
+    assert log.meetings(together, depthwise, pointwise, only=only) == []
+    log.keep(depthwise, "te.llvm.depthwise", "final", {0: 1, 1: 2})
+    assert log.meetings(together, depthwise, pointwise, only=only) == [
+        {entry(together, "te.separable", number) for number in range(2)}
+    ]

@@ -14,6 +14,7 @@ from tune import database
 from tune.database import Record
 from tune.pins import PINS
 from tune.pipeline.records import Log, own
+from tune.plan import winner
 from tune.runners.protocol import Outcome
 
 
@@ -30,6 +31,10 @@ class Recorder:
     def own(self, records: Sequence[Record], workload: Workload, kernel: str) -> list[Record]:
         """Those made as this one makes them."""
         return own(records, workload, kernel, self.target, self.threads, self.estimator)
+
+    def winner(self, records: Sequence[Record], workload: Workload) -> Record | None:
+        """The best of them, of any kernel."""
+        return winner(workload, records, self.target, self.threads, self.estimator)
 
     def keep(
         self, workload: Workload, kernel: str, stage: str, outcome: Outcome, protocol: Any

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kernels import KERNELS, kernel, kernels_for
 from kernels.space import Config, Space
-from kernels.workload import Separable, Workload, flops, parse, separables
+from kernels.workload import Separable, Workload, flops, separables
 from tune import database
+from tune.database import Record
 from tune.errors import UsageError
 from tune.mobilenet import Layer
 from tune.pipeline.recorder import Recorder
@@ -23,10 +24,14 @@ FINALISTS = 6
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """The state of the search for one workload with one kernel."""
+    """The state of the search for one workload with one kernel.
+
+    open  whether it may go on
+    """
 
     workload: Workload
     kernel: str
+    open: bool = True
     weight: float
     space: Space
     size: int
@@ -70,7 +75,10 @@ def stage(networks: Sequence[Sequence[Layer]], workload: Workload) -> Sequence[L
 def searches_of(
     weights: Mapping[Workload, float], recorder: Recorder, only: Sequence[str] | None
 ) -> list[Search]:
-    """What is to be searched, with what the log already knows. UsageError for unknown kernels."""
+    """A search for each workload and kernel, with what the log already knows.
+
+    only  the kernels to search, of which others may be rivals; UsageError for unknown ones
+    """
     for name in only or ():
         if name not in KERNELS:
             raise UsageError(
@@ -81,19 +89,25 @@ def searches_of(
     searches = []
     for workload, weight in weights.items():
         for name in kernels_for(workload, target):
-            if only and name not in only:
+            known = recorder.own(records, workload, name)
+            open_ = not only or name in only
+            if not open_ and not known:
                 continue
+            history = database.history(known)
             space = kernel(name).space(workload, target)
-            near = similar(records, workload, name, space, target=target, threads=recorder.threads)
+            near = open_ and similar(
+                records, workload, name, space, target=target, threads=recorder.threads
+            )
             searches.append(
                 Search(
                     workload=workload,
                     kernel=name,
+                    open=open_,
                     weight=weight,
                     space=space,
-                    size=sum(1 for _ in space),
-                    seeds=[config for config, _ in near],
-                    history=database.history(recorder.own(records, workload, name)),
+                    size=sum(1 for _ in space) if open_ else len(history),
+                    seeds=[config for config, _ in near or ()],
+                    history=history,
                 )
             )
     return searches
@@ -106,6 +120,7 @@ def chosen(
 
     most  trials of one search
     """
+    searches = [search for search in searches if search.open]
     by_key = {f"{search.workload.key} {search.kernel}": search for search in searches}
     ways: defaultdict[Workload, dict[str, float]] = defaultdict(dict)
     for search in searches:
@@ -138,35 +153,55 @@ def chosen(
     return None if task is None else by_key[task.key]
 
 
-def finalists(searches: Sequence[Search], recorder: Recorder) -> list[list[tuple[Search, Config]]]:
-    """Of each workload the few fastest, if there are several and not all have met before.
+def finalists(
+    searches: Sequence[Search], recorder: Recorder
+) -> Iterator[list[tuple[Search, Config]]]:
+    """Of each workload the few fastest and the last winner, if not all of them have met before.
 
-    Those first that networks spend most time on.
+    Single layers come first, and those that networks spend most time on. What two layers take in
+    one is compared with the two: it meets them anew when one of them has another winner.
     """
-    records = [record for record in recorder.log.records() if record.stage == "final"]
-    finals = []
-    spent_s: dict[str, float] = {}
+    ways: defaultdict[Workload, list[Search]] = defaultdict(list)
     for search in searches:
-        took_s = search.weight * (search.best_s() or math.inf)
-        spent_s[search.workload.key] = min(took_s, spent_s.get(search.workload.key, math.inf))
-    for key in sorted(spent_s, key=lambda key: -spent_s[key]):
+        ways[search.workload].append(search)
+
+    def order(workload: Workload) -> tuple[bool, float]:
+        spent_s = min(way.weight * (way.best_s() or math.inf) for way in ways[workload])
+        return isinstance(workload, Separable), -spent_s
+
+    for workload in sorted(ways, key=order):
+        if not any(search.open for search in ways[workload]):
+            continue
+        by_kernel = {search.kernel: search for search in ways[workload]}
+        records = [record for record in recorder.log.records() if record.stage == "final"]
         ranked = sorted(
             (
                 (time_s, index, config)
-                for index, search in enumerate(searches)
-                if search.workload.key == key
+                for index, search in enumerate(ways[workload])
                 for config, time_s in search.history
                 if time_s is not None
             ),
             key=lambda entry: entry[:2],
         )
-        rivals = [(searches[index], config) for _, index, config in ranked[:FINALISTS]]
+        rivals = [(ways[workload][index], config) for _, index, config in ranked[:FINALISTS]]
+        last = recorder.winner(records, workload)
+        if last and (by_kernel[last.kernel], last.config) not in rivals:
+            rivals.append((by_kernel[last.kernel], last.config))
         met = [
-            (name, record.config)
-            for name in {search.kernel for search, _ in rivals}
-            for record in recorder.own(records, parse(key), name)
+            (search.kernel, record.config)
+            for search in ways[workload]
+            for record in recorder.own(records, workload, search.kernel)
         ]
-        fresh = [config for search, config in rivals if (search.kernel, config) not in met]
-        if fresh and len(rivals) > 1:
-            finals.append(rivals)
-    return finals
+        fresh = any(search.open and (search.kernel, config) not in met for search, config in rivals)
+        if len(rivals) > 1 and (fresh or _outdated(workload, last, records, recorder)):
+            yield rivals
+
+
+def _outdated(
+    workload: Workload, last: Record | None, records: Sequence[Record], recorder: Recorder
+) -> bool:
+    """Whether one of two layers has had a final since they met the two in one."""
+    if last is None or not isinstance(workload, Separable):
+        return False
+    parts = (recorder.winner(records, part) for part in (workload.depthwise, workload.pointwise))
+    return any(part and part.when > last.when for part in parts)
