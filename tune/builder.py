@@ -54,8 +54,8 @@ def export(executable: Any, target: Target, path: Path) -> None:
     command = linker(target)
 
     def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None) -> None:
-        # TVM describes every loop for a debugger; nobody debugs there, and it has to be sent about.
-        shared = [*command, "-shared", "-fPIC", "-Wl,-S", "-o", output, *(options or ()), *objects]
+        # No symbols but those that are found by name: nobody debugs there, and it is sent about.
+        shared = [*command, "-shared", "-fPIC", "-Wl,-s", "-o", output, *(options or ()), *objects]
         done = subprocess.run(shared, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{command[0]}: {done.stderr.strip() or done.returncode}")

@@ -50,7 +50,7 @@ class Cores:
 
     fork_join_s: float = 0.8e-6
     far_fork_join_s: float = 1.4e-6
-    near_bytes_per_s: float = 16e9
+    near_bytes_per_s: float = 28e9
     far_bytes_per_s: float = 2.2e9
     cores_per_l3: int = 8
     core_bytes_per_s: float = 28e9
@@ -85,7 +85,7 @@ class Cores:
 # Where the defaults come from. znver4: two cores of a shared virtual machine, 2026-11-25. By
 # `--probe`, beside other work, fork and join took 0.7 to 0.8 µs there, and 1.4 in the slow state of
 # docs/performance.md; what the other core wrote came at 8 to 29 GB/s, and at 0.6 to 2.2. Of such
-# ranges the network's records choose: on two threads they are met with 16 GB/s, and the first five
+# ranges the network's records choose: on two threads they are met with 28 GB/s, and the first five
 # depthwise layers, of which each core reads 2.2 MB that the other wrote, take 0.9 ms longer in the
 # slow state.
 SOURCES = {

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from tvm.ir import IRModule
 
 from kernels.reference import Array
-from kernels.space import Config, Knob, Space
+from kernels.space import Config, Constraint, Knob, Space
 from kernels.te.llvm.code import Code, isa_of
 from kernels.te.llvm.image import Side, scheduled
 from kernels.te.tile import LINE_BYTES, divisors, on_cpu
@@ -29,6 +29,7 @@ from kernels.workload import ITEM_BYTES, Depthwise, Workload
 from targets.target import Target
 
 MOST_TAPS = 9
+MOST_OUTPUTS = 72  # of a tile: 6 KB of code, in one version for each side of the image
 # A pixel, the bias, the bounds of ReLU6, and sums that start before others end.
 OTHER_REGISTERS = 7
 
@@ -59,7 +60,13 @@ def space(workload: Depthwise, target: Target) -> Space:
             Knob("BLOCK_HO", rows, max(count for count in rows if count <= 7)),
             Knob("BLOCK_WO", columns, max(count for count in columns if count <= 7)),
             Knob("BLOCK_C", channels, channels[-1]),
-        )
+        ),
+        constraints=(
+            Constraint(
+                "code fits its cache",
+                lambda c: int(c["BLOCK_HO"]) * int(c["BLOCK_WO"]) <= MOST_OUTPUTS,
+            ),
+        ),
     )
 
 
