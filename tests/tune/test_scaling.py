@@ -43,10 +43,8 @@ def recorded_s(threads: int) -> float:
 def test_one_thread_is_what_was_recorded(found: dict[str, Any]) -> None:
     one = found["rows"][0]
     assert one["threads"] == 1
-    for way in ("planned", "apiece"):
+    for way in ("planned", "divided", "apiece"):
         assert one[way]["seconds"] == pytest.approx(recorded_s(1), rel=1e-9)
-    # split anew, it may fuse otherwise than those that met in turns
-    assert recorded_s(1) * 0.99 < one["divided"]["seconds"] <= recorded_s(1) + 1e-12
     assert found["carried_over"] == 0
 
 
@@ -59,9 +57,8 @@ def test_two_threads_are_predicted_within_three_percent(found: dict[str, Any]) -
     for name in ("alone_s", "predicted_s", "recorded_s"):
         assert sum(kind[name] for kind in kinds) == pytest.approx(every[name])
     assert {kind["kind"] for kind in kinds} >= {"conv", "depthwise", "pointwise", "head"}
-    for kind in kinds:  # the head's time is memory's, which changes from one hour to another
-        if kind["kind"] != "head":
-            assert kind["predicted_s"] == pytest.approx(kind["recorded_s"], rel=0.2), kind["kind"]
+    for kind in kinds:
+        assert kind["predicted_s"] == pytest.approx(kind["recorded_s"], rel=0.2), kind["kind"]
 
 
 def test_what_is_predicted_of_more_is_possible(found: dict[str, Any]) -> None:
@@ -75,7 +72,7 @@ def test_what_is_predicted_of_more_is_possible(found: dict[str, Any]) -> None:
         assert alone_s <= apiece["seconds"] < 1.1 * alone_s
         assert apiece["images_per_s"] == pytest.approx(threads / apiece["seconds"])
         # what threads share can only cost: one image each is never the slower way
-        assert apiece["images_per_s"] >= divided["images_per_s"] * 0.99
+        assert apiece["images_per_s"] >= divided["images_per_s"] * (1 - 1e-9)
     floors = [row["planned"]["floor_s"] for row in found["rows"]]
     assert floors == sorted(floors, reverse=True)
     assert 1 < found["fastest"]["threads"] < 64

@@ -122,6 +122,7 @@ def _probe(target: Target) -> dict[str, float]:
 class _Alone:
     """What is known of a workload on one thread; `exact` unless another shape's is carried over."""
 
+    kernel: str
     config: Config
     seconds: float
     exact: bool
@@ -180,13 +181,18 @@ class _Recorded:
         ]
 
     def divided(self, threads: int, cores: Cores) -> list[Part]:
-        """The kernels split as the model likes best, and two layers in one where it does."""
+        """The kernels split as the model likes best, and two layers in one where it does.
+
+        On one thread, where nothing is split, as planned: what met in turns tells more.
+        """
+        if threads == 1:
+            return self.planned(1)
 
         def took_s(*parts: Part) -> float:
             return total(parts, threads, cores).seconds
 
         apart = [
-            self._split(one.workload, one.config, threads, cores)
+            self._split(one.workload, one.kernel, one.config, threads, cores)
             for one in self._plan(threads, fuse=False)
         ]
         found: list[Part] = []
@@ -195,7 +201,7 @@ class _Recorded:
             both = Separable.of(first.workload, others[0].workload) if others else None
             known = None if both is None else self._alone(both)
             if both is not None and known is not None:
-                together = self._split(both, known.config, threads, cores)
+                together = self._split(both, known.kernel, known.config, threads, cores)
                 if took_s(together) < took_s(first, others[0]):
                     first, others = together, others[1:]
             found.append(first)
@@ -234,10 +240,11 @@ class _Recorded:
         assert known is not None, "what is planned was measured on one thread"
         return Part(workload=workload, grids=grids(workload, config), alone_s=known.seconds)
 
-    def _split(self, workload: Workload, config: Config, threads: int, cores: Cores) -> Part:
-        """With the grids that take least, all else as in `config`."""
-        spaces = (self._space(workload, name) for name in kernels_for(workload, self._target))
-        space = next(space for space in spaces if config in space)
+    def _split(
+        self, workload: Workload, name: str, config: Config, threads: int, cores: Cores
+    ) -> Part:
+        """With the grids that take least, all else as in the kernel's `config`."""
+        space = self._space(workload, name)
         free = [knob for knob in space.knobs if knob.name in SPLITS]
         names = [knob.name for knob in free]
         configs = [
@@ -257,7 +264,7 @@ class _Recorded:
         record = winner(workload, self._records, self._target, 1, None)
         if record is None or record.time_s is None:
             return None
-        return _Alone(config=record.config, seconds=record.time_s, exact=True)
+        return _Alone(kernel=record.kernel, config=record.config, seconds=record.time_s, exact=True)
 
     def _carried(self, workload: Workload) -> _Alone | None:
         single = [record for record in self._records if record.threads == 1]
@@ -267,7 +274,8 @@ class _Recorded:
             for config, record in near:
                 assert record.time_s is not None
                 scale = flops(workload) / flops(parse(record.workload))
-                return _Alone(config=config, seconds=scale * record.time_s, exact=False)
+                seconds = scale * record.time_s
+                return _Alone(kernel=name, config=config, seconds=seconds, exact=False)
         return None
 
     def _space(self, workload: Workload, name: str) -> Space:
