@@ -197,14 +197,20 @@ def test_unknown_kernel() -> None:
     )
 
 
+def windows(sizes: st.SearchStrategy[int], channels: st.SearchStrategy[int]) -> Any:
+    """Depthwise layers and stems over any image."""
+    common: dict[str, Any] = {"N": sizes, "Hi": images, "Wi": images}
+    common |= {"stride": st.integers(1, 2), "pad": sides}
+    return st.builds(Depthwise, C=channels, **common) | st.builds(
+        Conv, Ci=st.integers(1, 7), Co=channels, **common
+    )
+
+
 sizes = st.integers(1, 300)
 sides = st.tuples(*[st.integers(0, 2)] * 4)
 images = st.integers(3, 230)
 shapes = st.builds(Pointwise, N=st.integers(1, 9), H=sizes, W=sizes, Ci=sizes, Co=sizes)
 shapes |= st.builds(Head, N=st.integers(1, 9), H=sizes, W=sizes, Ci=sizes, Co=sizes)
-shapes |= st.builds(
-    Depthwise, N=sizes, Hi=images, Wi=images, C=sizes, stride=st.integers(1, 2), pad=sides
-)
 shapes |= st.builds(
     Separable,
     N=st.integers(1, 9),
@@ -215,16 +221,7 @@ shapes |= st.builds(
     stride=st.integers(1, 2),
     pad=sides,
 )
-shapes |= st.builds(
-    Conv,
-    N=sizes,
-    Hi=images,
-    Wi=images,
-    Ci=st.integers(1, 7),
-    Co=sizes,
-    stride=st.integers(1, 2),
-    pad=sides,
-)
+shapes |= windows(sizes, sizes)
 
 
 @settings(deadline=None, derandomize=True)

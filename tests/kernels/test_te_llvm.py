@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -18,6 +15,7 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_te import images, windows
 
 from kernels import KERNELS, kernel, kernels_for
 from kernels.space import Config, blocks
@@ -28,7 +26,6 @@ from kernels.workload import Conv, Depthwise, Pointwise, Workload
 from targets.arm64 import DEVICES
 from targets.target import Target
 from targets.x86 import DEVICES as X86
-from tune.emulator import qemu
 from tune.mobilenet import MobileNet
 from tune.pipeline import Log
 from tune.plan import plan
@@ -58,14 +55,6 @@ HOSTILE: list[Workload] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def runner() -> Iterator[EstimateRunner]:
-    if shutil.which(qemu.PROGRAM) is None and os.environ.get("CI") != "true":
-        pytest.skip(f"arm64 code needs {qemu.PROGRAM}")
-    with EstimateRunner(A76, workers=2) as runner:
-        yield runner
-
-
 def ours(workload: Workload) -> str:
     """The kernel of ours that computes it."""
     [name] = [name for name in OURS if kernel(name).supports(workload, A76)]
@@ -85,14 +74,14 @@ def spilt(code: str) -> list[str]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("workload", HOSTILE, ids=lambda workload: workload.key)
-def test_hostile_shapes_are_right(runner: EstimateRunner, workload: Workload, dtype: str) -> None:
+def test_hostile_shapes_are_right(counting: EstimateRunner, workload: Workload, dtype: str) -> None:
     """The default config, and some others drawn at random."""
     workload = replace(workload, dtype=dtype)
     name = ours(workload)
     space = kernel(name).space(workload, A76)
     others = [config for config in space if config != space.default]
     random.Random(workload.key).shuffle(others)
-    for outcome in runner.measure(workload, name, [space.default, *others[:3]]):
+    for outcome in counting.measure(workload, name, [space.default, *others[:3]]):
         assert (outcome.error, outcome.checked) == (None, True), outcome.config
 
 
@@ -117,30 +106,9 @@ def test_what_they_cannot_do_is_left_to_others(workload: Workload) -> None:
 
 
 sizes = st.integers(1, 40)
-pads = st.tuples(*[st.integers(0, 2)] * 4)
-images = st.integers(3, 230)
-shapes = st.builds(
-    Pointwise, N=st.integers(1, 9), H=images, W=images, Ci=sizes.map(lambda n: 8 * n), Co=sizes
-)
-shapes |= st.builds(
-    Depthwise,
-    N=sizes,
-    Hi=images,
-    Wi=images,
-    C=sizes.map(lambda n: 8 * n),
-    stride=st.integers(1, 2),
-    pad=pads,
-)
-shapes |= st.builds(
-    Conv,
-    N=sizes,
-    Hi=images,
-    Wi=images,
-    Ci=st.integers(1, 7),
-    Co=sizes.map(lambda n: 8 * n),
-    stride=st.integers(1, 2),
-    pad=pads,
-)
+eights = sizes.map(lambda count: 8 * count)
+shapes = st.builds(Pointwise, N=st.integers(1, 9), H=images, W=images, Ci=eights, Co=sizes)
+shapes |= windows(sizes, eights)
 
 
 @settings(deadline=None, derandomize=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,30 +25,22 @@ POINTWISE = Pointwise(N=1, H=7, W=7, Ci=64, Co=64)
 DEPTHWISE = Depthwise(N=1, Hi=14, Wi=14, C=32, stride=2, pad=(0, 1, 0, 1))
 
 
-@pytest.fixture(scope="module")
-def runner() -> Iterator[EstimateRunner]:
-    if shutil.which(qemu.PROGRAM) is None and os.environ.get("CI") != "true":
-        pytest.skip(f"counting instructions needs {qemu.PROGRAM}")
-    with EstimateRunner(TARGET, workers=2) as runner:
-        yield runner
-
-
 @pytest.mark.parametrize(
     ("name", "workload"),
     [("te.pointwise", POINTWISE), ("te.depthwise", DEPTHWISE)],
     ids=["pointwise", "depthwise"],
 )
 def test_counts_are_whole_repeatable_and_above_the_floor(
-    runner: EstimateRunner, name: str, workload: Pointwise | Depthwise
+    counting: EstimateRunner, name: str, workload: Pointwise | Depthwise
 ) -> None:
     config = kernel(name).space(workload, TARGET).default
-    first, second = runner.measure(workload, name, [config, config])
+    first, second = counting.measure(workload, name, [config, config])
     assert first.checked
     assert first.error is None
     assert first == second
     count = first.seconds[0] * NOMINAL_HZ
     assert count == pytest.approx(round(count), abs=1e-3)
-    assert flops(workload) / runner.peak_flops("float32") < first.seconds[0]
+    assert flops(workload) / counting.peak_flops("float32") < first.seconds[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -67,23 +58,23 @@ def test_counts_are_whole_repeatable_and_above_the_floor(
     ids=lambda workload: workload.key,
 )
 def test_kernels_are_right_in_both_dtypes(
-    runner: EstimateRunner, workload: Workload, dtype: str
+    counting: EstimateRunner, workload: Workload, dtype: str
 ) -> None:
     """The default config, and those at the ends of the space."""
     workload = replace(workload, dtype=dtype)
     for name in kernels_for(workload, TARGET):
         space = kernel(name).space(workload, TARGET)
         configs = list(space)
-        for outcome in runner.measure(workload, name, [space.default, configs[0], configs[-1]]):
+        for outcome in counting.measure(workload, name, [space.default, configs[0], configs[-1]]):
             assert (outcome.error, outcome.checked) == (None, True), (name, outcome.config)
 
 
-def test_float16_takes_hardly_more_than_half_the_instructions(runner: EstimateRunner) -> None:
+def test_float16_takes_hardly_more_than_half_the_instructions(counting: EstimateRunner) -> None:
     counts = {}
     for dtype in ("float32", "float16"):
         workload = Pointwise(N=1, H=14, W=14, Ci=256, Co=256, dtype=dtype)
         config = kernel("te.pointwise").space(workload, TARGET).default
-        (outcome,) = runner.measure(workload, "te.pointwise", [config])
+        (outcome,) = counting.measure(workload, "te.pointwise", [config])
         counts[dtype] = outcome.seconds[0]
     assert counts["float16"] < 0.6 * counts["float32"]
 
@@ -94,7 +85,7 @@ def test_a_core_without_float16_has_no_kernel_for_it() -> None:
     assert kernels_for(workload, DEVICES["cortex-a72"]) == ()
 
 
-def test_cycles_are_repeatable_and_fewer_than_instructions(runner: EstimateRunner) -> None:
+def test_cycles_are_repeatable_and_fewer_than_instructions(counting: EstimateRunner) -> None:
     if shutil.which("llvm-mca-19") is None and os.environ.get("CI") != "true":
         pytest.skip("the pipeline model needs llvm-mca")
     config = kernel("te.pointwise").space(POINTWISE, TARGET).default
@@ -102,22 +93,22 @@ def test_cycles_are_repeatable_and_fewer_than_instructions(runner: EstimateRunne
         first, second = modelled.measure(POINTWISE, "te.pointwise", [config, config])
         assert first.checked
         assert first == second
-        assert modelled.trial.tools.startswith(f"{runner.trial.tools}, llvm-mca")
+        assert modelled.trial.tools.startswith(f"{counting.trial.tools}, llvm-mca")
         assert flops(POINTWISE) / modelled.peak_flops("float32") < first.seconds[0]
-    (counted,) = runner.measure(POINTWISE, "te.pointwise", [config])
+    (counted,) = counting.measure(POINTWISE, "te.pointwise", [config])
     assert first.seconds[0] < counted.seconds[0]  # the core starts more than one a cycle
 
 
-def test_outcomes_come_in_the_order_of_their_configs(runner: EstimateRunner) -> None:
+def test_outcomes_come_in_the_order_of_their_configs(counting: EstimateRunner) -> None:
     space = kernel("te.pointwise").space(POINTWISE, TARGET)
     configs = [config for config, _ in zip(space, range(5), strict=False)]
-    outcomes = list(runner.measure(POINTWISE, "te.pointwise", configs))
+    outcomes = list(counting.measure(POINTWISE, "te.pointwise", configs))
     assert [outcome.config for outcome in outcomes] == configs
     assert len({outcome.seconds for outcome in outcomes}) > 1
 
 
 def test_a_wrong_result_has_no_count(
-    runner: EstimateRunner, monkeypatch: pytest.MonkeyPatch
+    counting: EstimateRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = kernel("te.pointwise")
 
@@ -127,15 +118,15 @@ def test_a_wrong_result_has_no_count(
 
     monkeypatch.setattr(estimate, "kernel", lambda _: SimpleNamespace(pack=pack))
     config = real.space(POINTWISE, TARGET).default
-    (outcome,) = runner.measure(POINTWISE, "te.pointwise", [config])
+    (outcome,) = counting.measure(POINTWISE, "te.pointwise", [config])
     assert outcome.seconds == ()
     assert not outcome.checked
     assert outcome.error is not None
     assert outcome.error.startswith("wrong: output")
 
 
-def test_what_cannot_be_built_is_a_result(runner: EstimateRunner) -> None:
-    (outcome,) = runner.measure(POINTWISE, "te.pointwise", [{"BLOCK_P": 0}])
+def test_what_cannot_be_built_is_a_result(counting: EstimateRunner) -> None:
+    (outcome,) = counting.measure(POINTWISE, "te.pointwise", [{"BLOCK_P": 0}])
     assert outcome.error is not None
     assert outcome.error.startswith("compile: ")
 
@@ -149,14 +140,14 @@ def test_what_cannot_be_built_is_a_result(runner: EstimateRunner) -> None:
     ids=["crash", "hang"],
 )
 def test_a_candidate_that_fails_is_a_result(
-    runner: EstimateRunner, monkeypatch: pytest.MonkeyPatch, failure: Exception, error: str
+    counting: EstimateRunner, monkeypatch: pytest.MonkeyPatch, failure: Exception, error: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise failure
 
     monkeypatch.setattr(Instrument, "kernel", fail)
     config = kernel("te.pointwise").space(POINTWISE, TARGET).default
-    (outcome,) = runner.measure(POINTWISE, "te.pointwise", [config])
+    (outcome,) = counting.measure(POINTWISE, "te.pointwise", [config])
     assert (outcome.seconds, outcome.error) == ((), error)
 
 

@@ -165,36 +165,44 @@ def finalists(
     for search in searches:
         ways[search.workload].append(search)
 
-    def order(workload: Workload) -> tuple[bool, float]:
-        spent_s = min(way.weight * (way.best_s() or math.inf) for way in ways[workload])
-        return isinstance(workload, Separable), -spent_s
+    def spent_s(workload: Workload) -> float:
+        return min(way.weight * (way.best_s() or math.inf) for way in ways[workload])
 
-    for workload in sorted(ways, key=order):
-        if not any(search.open for search in ways[workload]):
-            continue
-        by_kernel = {search.kernel: search for search in ways[workload]}
+    wanted = [workload for workload, found in ways.items() if any(way.open for way in found)]
+    for fused in (False, True):  # read anew, since these depend on what the others have become
         records = [record for record in recorder.log.records() if record.stage == "final"]
-        ranked = sorted(
-            (
-                (time_s, index, config)
-                for index, search in enumerate(ways[workload])
-                for config, time_s in search.history
-                if time_s is not None
-            ),
-            key=lambda entry: entry[:2],
-        )
-        rivals = [(ways[workload][index], config) for _, index, config in ranked[:FINALISTS]]
-        last = recorder.winner(records, workload)
-        if last and (by_kernel[last.kernel], last.config) not in rivals:
-            rivals.append((by_kernel[last.kernel], last.config))
-        met = [
-            (search.kernel, record.config)
-            for search in ways[workload]
-            for record in recorder.own(records, workload, search.kernel)
-        ]
-        fresh = any(search.open and (search.kernel, config) not in met for search, config in rivals)
-        if len(rivals) > 1 and (fresh or _outdated(workload, last, records, recorder)):
-            yield rivals
+        workloads = [workload for workload in wanted if isinstance(workload, Separable) is fused]
+        for workload in sorted(workloads, key=spent_s, reverse=True):
+            rivals = _rivals(workload, ways[workload], records, recorder)
+            if len(rivals) > 1:
+                yield rivals
+
+
+def _rivals(
+    workload: Workload, ways: Sequence[Search], records: Sequence[Record], recorder: Recorder
+) -> list[tuple[Search, Config]]:
+    """Those who shall meet; none when all have, as they are now."""
+    ranked = sorted(
+        (
+            (time_s, index, config)
+            for index, search in enumerate(ways)
+            for config, time_s in search.history
+            if time_s is not None
+        ),
+        key=lambda entry: entry[:2],
+    )
+    rivals = [(ways[index], config) for _, index, config in ranked[:FINALISTS]]
+    last = recorder.winner(records, workload)
+    if last is not None:
+        defender = next(way for way in ways if way.kernel == last.kernel), last.config
+        rivals += [defender] * (defender not in rivals)
+    met = [
+        (search.kernel, record.config)
+        for search in ways
+        for record in recorder.own(records, workload, search.kernel)
+    ]
+    fresh = any(search.open and (search.kernel, config) not in met for search, config in rivals)
+    return rivals if fresh or _outdated(workload, last, records, recorder) else []
 
 
 def _outdated(
