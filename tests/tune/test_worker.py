@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -57,6 +58,14 @@ def threads() -> int:
     import tvm
 
     return int(tvm.get_global_func("runtime.NumThreads")())
+
+
+def left_behind() -> int:
+    """Threads that NumPy starts for a product, which spin for a while when it is done."""
+    before = psutil.Process().num_threads()
+    square = np.ones((600, 600))
+    assert (square @ square)[0, 0] == 600
+    return psutil.Process().num_threads() - before
 
 
 def print_much() -> str:
@@ -158,3 +167,7 @@ def test_runs_on_so_many_threads(count: int) -> None:
         assert worker.call(threads, timeout_s=LONG_S) == min(count, os.cpu_count() or 1)
     finally:
         worker.stop()
+
+
+def test_nothing_runs_beside_what_is_timed(worker: Worker) -> None:
+    assert worker.call(left_behind, timeout_s=LONG_S) == 0

@@ -160,7 +160,8 @@ def time_alone(candidate: Candidate, protocol: Protocol) -> Outcome:
     loaded = Loaded(candidate)
     if loaded.error is not None:
         return Outcome(config=candidate.config, error=loaded.error)
-    copies = 1 + protocol.rotate_bytes // max(loaded.packed[0].nbytes, 1)
+    weights_bytes = sum(array.nbytes for array in loaded.packed)
+    copies = 1 + protocol.rotate_bytes // max(weights_bytes, 1)
     rotation = [(loaded.x, *loaded.weights(), loaded.y) for _ in range(min(32, copies))]
 
     def round_s() -> float:
