@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 KERNELS = {
     "te.llvm.conv": "kernels.te.llvm.conv",
     "te.llvm.depthwise": "kernels.te.llvm.depthwise",
+    "te.avx.pointwise": "kernels.te.avx.pointwise",
     "te.neon.pointwise": "kernels.te.neon.pointwise",
     "te.conv": "kernels.te.conv",
     "te.depthwise": "kernels.te.depthwise",
     "te.pointwise": "kernels.te.pointwise",
     "te.head": "kernels.te.head",
+    "te.avx.separable": "kernels.te.avx.separable",
     "te.separable": "kernels.te.separable",
     "triton.depthwise": "kernels.triton.depthwise",
     "triton.head": "kernels.triton.head",
@@ -51,6 +53,7 @@ CPUS = ("x86", "arm64")
 KINDS = {
     "te": CPUS,
     "te.llvm": CPUS,
+    "te.avx": ("x86",),
     "te.neon": ("arm64",),
     "te.cuda": ("cuda",),
     "triton": ("cuda",),

@@ -37,6 +37,8 @@ WIDE_DEVICES = {"x86": "x86-64-v4"}
 WIDE: tuple[Workload, ...] = (
     Conv(N=1, Hi=18, Wi=19, Ci=3, Co=48, stride=2, pad=(0, 1, 0, 1)),
     Depthwise(N=1, Hi=9, Wi=11, C=48, stride=1, pad=(1, 1, 1, 1)),
+    Pointwise(N=1, H=9, W=11, Ci=64, Co=80),
+    Separable(N=1, Hi=9, Wi=11, C=48, Co=80, stride=1, pad=(1, 1, 1, 1)),
 )
 
 
@@ -51,7 +53,7 @@ def version(name: str, kind: str, dtype: str) -> str:
     it is given, not what a compiler makes of it.
     """
     probes = [(PROBE_DEVICES[kind], probe) for probe in PROBES + LONG * (dtype == "float16")]
-    if name.startswith("te.llvm.") and kind in WIDE_DEVICES:
+    if name.startswith(("te.llvm.", "te.avx.")) and kind in WIDE_DEVICES:
         probes += [(WIDE_DEVICES[kind], probe) for probe in WIDE]
     digest = hashlib.sha256()
     for device, workload in probes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -98,6 +99,16 @@ HOSTILE: list[Workload] = [
     Separable(N=3, Hi=9, Wi=6, C=40, Co=24, stride=2, pad=(0, 1, 0, 1)),
     Separable(N=1, Hi=1, Wi=1, C=8, Co=40, stride=2, pad=(1, 1, 1, 1)),
     Separable(N=2, Hi=8, Wi=5, C=33, Co=17, K=5, stride=1, pad=(2, 1, 0, 3)),
+    # Whole vectors, in tiles that are not full.
+    Pointwise(N=3, H=5, W=7, Ci=48, Co=80),
+    Pointwise(N=1, H=1, W=1, Ci=16, Co=16),
+    *(
+        Separable(N=2, Hi=9, Wi=11, C=48, Co=80, stride=stride, pad=pad)
+        for stride in (1, 2)
+        for pad in ((1, 1, 1, 1), (0, 1, 0, 1), (2, 0, 1, 2))
+    ),
+    Separable(N=1, Hi=1, Wi=1, C=16, Co=32, stride=2, pad=(1, 1, 1, 1)),
+    Separable(N=1, Hi=9, Wi=8, C=16, Co=112, K=2, stride=2, pad=(0, 1, 1, 1)),
 ]
 
 
@@ -243,12 +254,13 @@ def test_every_shape_has_configs_on_every_device(workload: Workload, device: str
 LOOP = re.compile(r"^(\.L\w+):[^\n]*\n((?:(?!^\.L\w+:).*\n)*?)\s+j\w+\s+\1$", re.MULTILINE)
 
 
-def hot_loop(workload: Workload, config: Config, target: Target) -> list[str]:
-    """The instructions of the innermost loop that multiplies most."""
-    [name] = kernels_for(workload, target)
+def hot_loop(name: str, workload: Workload, config: Config, target: Target) -> list[str]:
+    """The instructions of the innermost loop that multiplies pixels with weights most."""
     lowered = kernel(name).lower(workload, config, target)
     assembly = tvm.compile(lowered, target=target.tvm()).mod.inspect_source("asm")
-    body = max((match[2] for match in LOOP.finditer(assembly)), key=lambda b: b.count("vfmadd"))
+    bodies = [match[2] for match in LOOP.finditer(assembly)]
+    products = [body for body in bodies if re.search(r"vbroadcastss|\{1to", body)]
+    body = max(products, key=lambda body: body.count("vfmadd"))
     lines = (line.split("#")[0].strip() for line in body.splitlines())
     return [line for line in lines if line and not line.startswith(".")]
 
@@ -263,7 +275,7 @@ def test_pointwise_loop_is_only_multiply_adds(device: str) -> None:
     target = X86.DEVICES[device]
     workload = Pointwise(N=1, H=14, W=14, Ci=512, Co=512)
     config = kernel("te.pointwise").space(workload, target).default
-    loop = hot_loop(workload, config, target)
+    loop = hot_loop("te.pointwise", workload, config, target)
     multiplied = [line for line in loop if line.startswith("vfmadd") and "zmm" in line]
     vectors = blocks(int(config["BLOCK_CO"]), target.cpu.lanes("float32"))
     steps, left = divmod(len(multiplied), int(config["BLOCK_P"]) * vectors)
@@ -276,3 +288,28 @@ def test_pointwise_loop_is_only_multiply_adds(device: str) -> None:
     # AT&T order: what stands last is written to.
     stored = [line for line in loop if line.startswith("v") and line.endswith(")")]
     assert set(stored) <= set(stack)
+
+
+@pytest.mark.parametrize("device", ["sapphirerapids", "znver4", "haswell"])
+@pytest.mark.parametrize("name", ["te.avx.pointwise", "te.avx.separable"])
+def test_straight_pointwise_loop_loads_multiplies_and_counts(name: str, device: str) -> None:
+    """One loop over all channels: it computes no address but the next ones, and nothing spills."""
+    target = X86.DEVICES[device]
+    pointwise = Pointwise(N=1, H=14, W=14, Ci=512, Co=512)
+    separable = Separable(N=1, Hi=14, Wi=14, C=512, Co=512, stride=1, pad=(1, 1, 1, 1))
+    workload = pointwise if name == "te.avx.pointwise" else separable
+    config = kernel(name).space(workload, target).default
+    steps, rows = int(config["UNROLL_CI"]), int(config["BLOCK_P"])
+    if name == "te.avx.pointwise":
+        config["CHUNK"] = blocks(pointwise.pixels, rows)  # that share a block of weights
+    vectors = int(config["BLOCK_CO"]) // target.cpu.lanes("float32")
+    loop = Counter(line.split()[0] for line in hot_loop(name, workload, config, target))
+    counting = [one for one in loop if one.startswith(("add", "sub", "inc", "dec", "cmp"))]
+    moved = sum(loop.pop(one) for one in counting)
+    assert moved <= 2 * steps + 2
+    assert loop.pop("vfmadd231ps") == steps * rows * vectors
+    assert loop == {
+        "vmovups": steps * vectors,
+        "vbroadcastss": steps * rows,
+        "prefetcht1": 1,
+    }

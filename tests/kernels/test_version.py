@@ -105,7 +105,12 @@ def test_another_formula_is_another_version(name: str, monkeypatch: pytest.Monke
 def test_other_code_is_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = computed_anew()
     monkeypatch.setattr(Code, "activate", lambda self, value, activation: value)
-    assert changed(before) == {"te.llvm.conv", "te.llvm.depthwise"}
+    assert changed(before) == {
+        "te.llvm.conv",
+        "te.llvm.depthwise",
+        "te.avx.pointwise",
+        "te.avx.separable",
+    }
 
 
 def test_code_for_wide_vectors_alone_is_another_version(monkeypatch: pytest.MonkeyPatch) -> None:

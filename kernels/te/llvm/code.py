@@ -91,6 +91,10 @@ class Code:
         """The bytes of so many elements in a register, a number that LLVM does not know."""
         return self.let(f'call i64 asm "", "=r,0"(i64 {elements * self._align})')
 
+    def prefetch(self, pointer: str) -> None:
+        """Ask for the cache line that it points to, in L2."""
+        self.lines.append(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 2, i32 1)")
+
     def advance(self, pointer: str, distance: str) -> str:
         """The address so many bytes further on."""
         return self.let(f"getelementptr i8, ptr {pointer}, i64 {distance}")
@@ -136,6 +140,32 @@ class Code:
     def store(self, value: str, pointer: str) -> None:
         self.lines.append(f"store {self.vector} {value}, ptr {pointer}, align {self._align}")
 
+    def loop(
+        self,
+        phis: Sequence[tuple[str, str, str, str]],
+        *,
+        before: Sequence[str],
+        turn: Sequence[str],
+        after: Sequence[str],
+    ) -> None:
+        """Be a loop, and what comes before and after it; the first phi counts down, `%left` left.
+
+        phis  kind, name, value at first, value after a turn
+        """
+        self.lines = [
+            "start:",
+            *before,
+            "br label %loop",
+            "loop:",
+            *(f"{now} = phi {kind} [ {a}, %start ], [ {b}, %loop ]" for kind, now, a, b in phis),
+            *turn,
+            f"%left = sub i32 {phis[0][1]}, 1",
+            "%more = icmp ne i32 %left, 0",
+            "br i1 %more, label %loop, label %end",
+            "end:",
+            *after,
+        ]
+
     def function(self, parameters: Sequence[str]) -> tuple[str, str]:
         """Name and code of a function, made a part of its caller, which returns 0.
 
@@ -151,14 +181,18 @@ class Code:
     def _declarations(self) -> list[str]:
         """Of the intrinsics."""
         arities = {"fma": 3, "maxnum": 2, "minnum": 2}
-        return [
+        declared = [
             f"declare {self.vector} @llvm.{name}.{self._suffix}({', '.join([self.vector] * arity)})"
             for name, arity in arities.items()
-        ] + [
+        ]
+        declared += [
             f"declare {self._struct([self.vector] * group)} "
             f"@llvm.aarch64.neon.ld1x{group}.{self._suffix}.p0(ptr)"
             for group in range(2, self._isa.group + 1)
         ]
+        if any("@llvm.prefetch" in line for line in self.lines):
+            declared.append("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        return declared
 
     def _struct(self, kinds: Sequence[str]) -> str:
         return f"{{ {', '.join(kinds)} }}"

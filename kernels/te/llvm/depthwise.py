@@ -75,7 +75,7 @@ def lower(workload: Depthwise, config: Config, target: Target) -> IRModule:
     lanes = isa_of(target).lanes(workload.dtype)
     return scheduled(
         workload,
-        lambda vertical, horizontal: _code(workload, target, vertical, horizontal),
+        lambda vertical, horizontal: tile(workload, target, vertical, horizontal),
         tile=(int(config["BLOCK_HO"]), int(config["BLOCK_WO"])),
         channels=lanes,
         parts=workload.C // int(config["BLOCK_C"]),
@@ -95,7 +95,7 @@ def _holds_taps(workload: Depthwise, target: Target) -> bool:
     return target.cpu.vector_registers > workload.K**2 + OTHER_REGISTERS
 
 
-def _code(workload: Depthwise, target: Target, vertical: Side, horizontal: Side) -> tuple[str, str]:
+def tile(workload: Depthwise, target: Target, vertical: Side, horizontal: Side) -> tuple[str, str]:
     """Name and code of `int (y, x, wt, bias)`, which makes a tile."""
     K, stride, C = workload.K, workload.stride, workload.C
     code = Code(isa_of(target), workload.dtype)

@@ -31,10 +31,10 @@ def main(
             vn, vh, vc = T.axis.remap("SSS", [n, ho, co])
             T.reads({reads})
             T.writes({writes})
-{rows}
+{calls}
 """
 ROWS = """
-if {first} <= vh and vh < {end}:
+if {first} <= {row} and {row} < {end}:
 {columns}
 """
 COLUMNS = """
@@ -43,10 +43,10 @@ for wo, c in T.grid({count}, {each}):
         T.call_extern(
             "int32",
             "{name}",
-            T.address_of(y[vn, {row_of_y}, {column_of_y}, (vc * {each} + c) * {channels}]),
+            {y},
             T.address_of(x[vn, {row_of_x}, {column_of_x}, {channel_of_x}]),
-            T.address_of(wt[{place_of_wt}]),
-            T.address_of(bias[{place_of_bias}]),
+            T.address_of({wt}),
+            T.address_of({bias}),
         )
     )
 """
@@ -112,20 +112,63 @@ def scheduled(
     wt, bias  shapes, whose last index counts channels where the convolution is depthwise; else the
               first of three counts calls
     """
-    x, y, dtype, stride = workload.x_shape, workload.y_shape, workload.dtype, workload.stride
-    top, _, left, _ = workload.pad
+    x, y = workload.x_shape, workload.y_shape
     each = y[-1] // channels // parts
     call = f"vc * {each} + c"
-    places = {"channel_of_x": "0"} | dict.fromkeys(
-        ("place_of_wt", "place_of_bias"), f"{call}, 0, 0"
-    )
+    places = {"channel_of_x": "0", "wt": f"wt[{call}, 0, 0]", "bias": f"bias[{call}, 0, 0]"}
     if isinstance(workload, Depthwise):
         channel = f"({call}) * {channels}"
-        places = {"channel_of_x": channel, "place_of_wt": f"0, {channel}", "place_of_bias": channel}
-    above = down(workload, tile[0])
+        places = {"channel_of_x": channel, "wt": f"wt[0, {channel}]", "bias": f"bias[{channel}]"}
     codes: dict[str, str] = {}
+    main = MAIN.format(
+        x=tuple(x),
+        y=tuple(y),
+        wt=tuple(wt),
+        bias=tuple(bias),
+        dtype=workload.dtype,
+        N=workload.N,
+        tiles=len(down(workload, tile[0])),
+        parts=parts,
+        reads=f"x[vn, {every(x[1:])}], wt[{every(wt)}], bias[{every(bias)}]",
+        writes=f"y[vn, {every(y[1:])}]",
+        calls=indent(
+            calls(
+                workload,
+                code,
+                codes,
+                tile=tile,
+                row="vh",
+                each=each,
+                y=f"T.address_of(y[vn, {{row}}, {{column}}, ({call}) * {channels}])",
+                **places,
+            ),
+            " " * 12,
+        ),
+    )
+    return parallel(main, codes)
+
+
+def calls(
+    workload: Conv | Depthwise,
+    code: Callable[[Side, Side], tuple[str, str]],
+    codes: dict[str, str],
+    *,
+    tile: tuple[int, int],
+    row: str,
+    each: int,
+    y: str,
+    **places: str,
+) -> str:
+    """Statements that make a row of tiles; what they call is added to `codes`.
+
+    row     of tiles, an expression
+    each    calls for each tile, which `c` counts
+    y       address of a tile of outputs, from its {row} and {column}
+    places  expressions: channel_of_x, and wt and bias, elements of these
+    """
+    stride, (top, _, left, _) = workload.stride, workload.pad
     rows = ""
-    for first, end, vertical in _runs(above):
+    for first, end, vertical in _runs(down(workload, tile[0])):
         columns = ""
         for start, stop, horizontal in _runs(across(workload, tile[1])):
             name, codes[name] = code(vertical, horizontal)
@@ -133,27 +176,20 @@ def scheduled(
                 name=name,
                 count=stop - start,
                 each=each,
-                channels=channels,
-                row_of_y=f"vh * {tile[0]}",
-                column_of_y=f"(wo + {start}) * {tile[1]}",
-                row_of_x=f"vh * {tile[0] * stride} - {top - vertical.before}",
+                y=y.format(row=f"({row}) * {tile[0]}", column=f"(wo + {start}) * {tile[1]}"),
+                row_of_x=f"({row}) * {tile[0] * stride} - {top - vertical.before}",
                 column_of_x=f"(wo + {start}) * {tile[1] * stride} - {left - horizontal.before}",
                 **places,
             )
-        rows += ROWS.format(first=first, end=end, columns=indent(columns.strip(), " " * 4))
-    main = MAIN.format(
-        x=tuple(x),
-        y=tuple(y),
-        wt=tuple(wt),
-        bias=tuple(bias),
-        dtype=dtype,
-        N=workload.N,
-        tiles=len(above),
-        parts=parts,
-        reads=f"x[vn, {_all(x[1:])}], wt[{_all(wt)}], bias[{_all(bias)}]",
-        writes=f"y[vn, {_all(y[1:])}]",
-        rows=indent(rows.strip(), " " * 12),
-    )
+        rows += ROWS.format(first=first, end=end, row=row, columns=indent(columns.strip(), " " * 4))
+    return rows.strip()
+
+
+def parallel(main: str, codes: dict[str, str]) -> IRModule:
+    """`main`, TVMScript whose block `y` is a task, with its tasks shared by threads.
+
+    codes  of what it calls, by name
+    """
     schedule = Schedule(from_source(main))
     task = schedule.fuse(*schedule.get_loops(schedule.get_sblock("y")))
     schedule.parallel(task)
@@ -161,7 +197,8 @@ def scheduled(
     return schedule.mod
 
 
-def _all(shape: Sequence[int]) -> str:
+def every(shape: Sequence[int]) -> str:
+    """All elements of a buffer of that shape, in TVMScript."""
     return ", ".join(f"0:{size}" for size in shape)
 
 

@@ -52,18 +52,6 @@ def tile(rows: int, vectors: int, unrolled: int, dtype: str, *, biased: bool) ->
     phis = [("i32", "%turn", "%turns", "%left"), ("ptr", "%x.now", "%x", x)]
     phis += [("ptr", "%wt.now", "%wt", wt)]
     phis += [(code.vector, f"%sum{cell}", starts[cell], sums[cell]) for cell in cells]
-    code.lines = [
-        "start:",
-        *before,
-        "br label %loop",
-        "loop:",
-        *(f"{now} = phi {kind} [ {a}, %start ], [ {b}, %loop ]" for kind, now, a, b in phis),
-        *loop,
-        "%left = sub i32 %turn, 1",
-        "%more = icmp ne i32 %left, 0",
-        "br i1 %more, label %loop, label %end",
-        "end:",
-        *code.lines,
-    ]
+    code.loop(phis, before=before, turn=loop, after=code.lines)
     bias = ("ptr %bias",) if biased else ()
     return code.function(("ptr %sums", "ptr %x", "ptr %wt", *bias, "i32 %turns"))

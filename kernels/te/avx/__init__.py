@@ -1,0 +1,1 @@
+"""Kernels in straight LLVM code for x86, one file a kernel."""

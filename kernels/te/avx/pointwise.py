@@ -1,0 +1,131 @@
+"""Pointwise convolution, NHWC, x86: the matrix product of pixels and channels.
+
+Maths   y[p,co] = act(bias[co] + sum_ci x[p,ci] * wt[ci,co]), p a pixel of the batch
+Shapes  x (P,Ci)  wt (Co/BLOCK_CO,Ci,BLOCK_CO)  bias (Co/BLOCK_CO,BLOCK_CO)  y (P,Co)
+Types   float32.
+Tiling  Register tiles of `kernels.te.avx.product`. A task has CHUNK rows of such tiles, and one of
+        PARTS of the output channels.
+Limits  Ci and Co are whole vectors.
+Source  own.
+"""
+
+from __future__ import annotations
+
+from textwrap import indent
+
+from tvm.ir import IRModule
+
+from kernels.reference import Array
+from kernels.space import Config, Constraint, Knob, Space, blocks
+from kernels.te import product as packing
+from kernels.te.avx import product
+from kernels.te.llvm.code import isa_of
+from kernels.te.llvm.image import every, parallel
+from kernels.te.tile import divisors, on_cpu, spread
+from kernels.workload import Pointwise, Workload
+from targets.target import Target
+
+MAIN = """
+@T.prim_func(s_tir=True)
+def main(
+    x: T.Buffer({x}, "{dtype}"),
+    wt: T.Buffer({wt}, "{dtype}"),
+    bias: T.Buffer({bias}, "{dtype}"),
+    y: T.Buffer({y}, "{dtype}"),
+):
+    T.func_attr({{"tirx.noalias": True}})
+    for chunk, part in T.grid({chunks}, {parts}):
+        with T.sblock("y"):
+            vh, vp = T.axis.remap("SS", [chunk, part])
+            T.reads({reads})
+            T.writes({writes})
+            if vh < {last}:
+{whole}
+            else:
+{rest}
+"""
+TASKS = 16  # by default at least, so that several cores have work
+MOST_CHUNKS = 12
+
+
+def supports(workload: Workload, target: Target) -> bool:
+    return (
+        isinstance(workload, Pointwise)
+        and target.kind == "x86"
+        and on_cpu(workload, target)
+        and workload.Ci % isa_of(target).lanes(workload.dtype) == 0
+        and workload.Co % isa_of(target).lanes(workload.dtype) == 0
+    )
+
+
+def space(workload: Pointwise, target: Target) -> Space:
+    """Register tiles, and how many of them a task has."""
+    knobs, constraints = product.knobs(workload, target)
+    tall, *_ = knobs
+    tiles = {rows: blocks(workload.pixels, int(rows)) for rows in tall.choices}
+    chunks = {rows: spread(divisors(count), MOST_CHUNKS) for rows, count in tiles.items()}
+    shared = [chunk for chunk in chunks[tall.default] if tiles[tall.default] // chunk >= TASKS]
+    parts = tuple(count for count in (1, 2, 4) if workload.Co % count == 0)
+    return Space(
+        knobs=(
+            *knobs,
+            Knob("CHUNK", tuple(sorted(set().union(*chunks.values()))), max(shared, default=1)),
+            Knob("PARTS", parts, 1),
+        ),
+        constraints=(
+            *constraints,
+            Constraint("whole chunks", lambda c: c["CHUNK"] in chunks[c["BLOCK_P"]]),
+            product.whole_parts(workload),
+        ),
+    )
+
+
+def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
+    """The scheduled function main(x, wt, bias, y)."""
+    P, columns, parts = workload.pixels, int(config["BLOCK_CO"]), int(config["PARTS"])
+    pixels = int(config["CHUNK"]) * int(config["BLOCK_P"])
+    last, rest = divmod(P - 1, pixels)
+    codes: dict[str, str] = {}
+
+    following = f"T.min((vh + 1) * {pixels}, {max(0, P - pixels)}) * {workload.Ci} + {{offset}}"
+
+    def calls(pixels_of_task: int) -> str:
+        return product.calls(
+            workload,
+            config,
+            target,
+            codes,
+            pixels=pixels_of_task,
+            first=f"vh * {pixels}",
+            parts=parts,
+            part="vp",
+            x=f"T.address_of(x[vh * {pixels} + {{pixel}}, 0])",
+            following=f'x.access_ptr("r", offset={following})',
+            amount=min(pixels, P) * workload.Ci,
+        )
+
+    B = blocks(workload.Co, columns)
+    shapes = {
+        "x": (P, workload.Ci),
+        "wt": (B, workload.Ci, columns),
+        "bias": (B, columns),
+        "y": (P, workload.Co),
+    }
+    *reads, writes = (f"{name}[{every(shape)}]" for name, shape in shapes.items())
+    main = MAIN.format(
+        **shapes,
+        dtype=workload.dtype,
+        chunks=last + 1,
+        parts=parts,
+        reads=", ".join(reads),
+        writes=writes,
+        last=last,
+        whole=indent(calls(pixels), " " * 16),
+        rest=indent(calls(rest + 1), " " * 16),
+    )
+    return parallel(main, codes)
+
+
+def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
+    """wt (Ci,Co) -> (Co/BLOCK_CO,Ci,BLOCK_CO) and bias likewise, channels padded with zeros."""
+    return packing.packed(workload, config, *weights)
