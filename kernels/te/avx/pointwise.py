@@ -44,7 +44,7 @@ def main(
             else:
 {rest}
 """
-TASKS = 16  # by default at least, so that several cores have work
+TASKS = 8  # by default at least, so that several cores have work
 MOST_CHUNKS = 12
 
 
@@ -61,16 +61,19 @@ def supports(workload: Workload, target: Target) -> bool:
 def space(workload: Pointwise, target: Target) -> Space:
     """Register tiles, and how many of them a task has."""
     knobs, constraints = product.knobs(workload, target)
-    tall, *_ = knobs
+    tall, wide, *_ = knobs
     tiles = {rows: blocks(workload.pixels, int(rows)) for rows in tall.choices}
     chunks = {rows: spread(divisors(count), MOST_CHUNKS) for rows, count in tiles.items()}
-    shared = [chunk for chunk in chunks[tall.default] if tiles[tall.default] // chunk >= TASKS]
     parts = tuple(count for count in (1, 2, 4) if workload.Co % count == 0)
+    columns = blocks(workload.Co, int(wide.default))
+    split = max(count for count in parts if columns % count == 0)
+    most = tiles[tall.default] * split // TASKS
+    shared = [chunk for chunk in chunks[tall.default] if chunk <= most]
     return Space(
         knobs=(
             *knobs,
             Knob("CHUNK", tuple(sorted(set().union(*chunks.values()))), max(shared, default=1)),
-            Knob("PARTS", parts, 1),
+            Knob("PARTS", parts, split),
         ),
         constraints=(
             *constraints,
