@@ -20,28 +20,15 @@ from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te import product as packing
 from kernels.te.avx import product
 from kernels.te.llvm.code import isa_of
-from kernels.te.llvm.image import every, parallel
+from kernels.te.llvm.script import parallel
 from kernels.te.tile import divisors, on_cpu, spread
 from kernels.workload import Pointwise, Workload
 from targets.target import Target
 
-MAIN = """
-@T.prim_func(s_tir=True)
-def main(
-    x: T.Buffer({x}, "{dtype}"),
-    wt: T.Buffer({wt}, "{dtype}"),
-    bias: T.Buffer({bias}, "{dtype}"),
-    y: T.Buffer({y}, "{dtype}"),
-):
-    T.func_attr({{"tirx.noalias": True}})
-    for chunk, part in T.grid({chunks}, {parts}):
-        with T.sblock("y"):
-            vh, vp = T.axis.remap("SS", [chunk, part])
-            T.reads({reads})
-            T.writes({writes})
-            if vh < {last}:
+TASK = """
+if vh < {last}:
 {whole}
-            else:
+else:
 {rest}
 """
 TASKS = 8  # by default at least, so that several cores have work
@@ -64,7 +51,7 @@ def space(workload: Pointwise, target: Target) -> Space:
     tall, wide, *_ = knobs
     tiles = {rows: blocks(workload.pixels, int(rows)) for rows in tall.choices}
     chunks = {rows: spread(divisors(count), MOST_CHUNKS) for rows, count in tiles.items()}
-    parts = tuple(count for count in (1, 2, 4) if workload.Co % count == 0)
+    parts = product.parts(workload)
     columns = blocks(workload.Co, int(wide.default))
     split = max(count for count in parts if columns % count == 0)
     most = tiles[tall.default] * split // TASKS
@@ -87,9 +74,8 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
     P, columns, parts = workload.pixels, int(config["BLOCK_CO"]), int(config["PARTS"])
     pixels = int(config["CHUNK"]) * int(config["BLOCK_P"])
-    last, rest = divmod(P - 1, pixels)
+    last, left = divmod(P - 1, pixels)
     codes: dict[str, str] = {}
-
     following = f"T.min((vh + 1) * {pixels}, {max(0, P - pixels)}) * {workload.Ci} + {{offset}}"
 
     def calls(pixels_of_task: int) -> str:
@@ -107,26 +93,20 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
             amount=min(pixels, P) * workload.Ci,
         )
 
+    whole, rest = (indent(calls(count), " " * 4) for count in (pixels, left + 1))
     B = blocks(workload.Co, columns)
-    shapes = {
-        "x": (P, workload.Ci),
-        "wt": (B, workload.Ci, columns),
-        "bias": (B, columns),
-        "y": (P, workload.Co),
-    }
-    *reads, writes = (f"{name}[{every(shape)}]" for name, shape in shapes.items())
-    main = MAIN.format(
-        **shapes,
-        dtype=workload.dtype,
-        chunks=last + 1,
-        parts=parts,
-        reads=", ".join(reads),
-        writes=writes,
-        last=last,
-        whole=indent(calls(pixels), " " * 16),
-        rest=indent(calls(rest + 1), " " * 16),
+    return parallel(
+        {
+            "x": (P, workload.Ci),
+            "wt": (B, workload.Ci, columns),
+            "bias": (B, columns),
+            "y": (P, workload.Co),
+        },
+        workload.dtype,
+        {"vh": ("chunk", last + 1), "vp": ("part", parts)},
+        TASK.format(last=last, whole=whole, rest=rest),
+        codes,
     )
-    return parallel(main, codes)
 
 
 def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:

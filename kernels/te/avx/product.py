@@ -49,7 +49,8 @@ def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[
         most = (registers - 1) // vectors - 1
         heights = {min(rows, workload.pixels) for rows in (most, most - 1, blocks(most, 2))}
         tiles += [(rows, lanes * vectors) for rows in heights]
-    widest = max(tiles, key=lambda tile: 1 / (lanes / tile[0] + lanes**2 / tile[1]))
+    # The one that loads least for a product.
+    widest = max(tiles, key=lambda tile: tile[0] * tile[1] / (tile[0] * lanes + tile[1]))
     return (
         (
             Knob("BLOCK_P", tuple(sorted({rows for rows, _ in tiles})), widest[0]),
@@ -60,6 +61,11 @@ def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[
         ),
         (Constraint("register tile", lambda c: (c["BLOCK_P"], c["BLOCK_CO"]) in tiles),),
     )
+
+
+def parts(workload: Pointwise) -> tuple[int, ...]:
+    """Choices of PARTS, tasks that share the channels of some pixels."""
+    return tuple(count for count in (1, 2, 4) if workload.Co % count == 0)
 
 
 def whole_parts(workload: Pointwise) -> Constraint:

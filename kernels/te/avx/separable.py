@@ -27,29 +27,15 @@ from kernels.te import product as packing
 from kernels.te.avx import pointwise, product
 from kernels.te.llvm import depthwise
 from kernels.te.llvm.code import isa_of
-from kernels.te.llvm.image import calls, every, parallel
+from kernels.te.llvm.image import calls
+from kernels.te.llvm.script import parallel
 from kernels.te.tile import divisors, spread
 from kernels.workload import ITEM_BYTES, Separable, Workload
 from targets.target import Target
 
-MAIN = """
-@T.prim_func(s_tir=True)
-def main(
-    x: T.Buffer({x}, "{dtype}"),
-    dw_wt: T.Buffer({dw_wt}, "{dtype}"),
-    dw_bias: T.Buffer({dw_bias}, "{dtype}"),
-    wt: T.Buffer({wt}, "{dtype}"),
-    bias: T.Buffer({bias}, "{dtype}"),
-    y: T.Buffer({y}, "{dtype}"),
-):
-    T.func_attr({{"tirx.noalias": True}})
-    for n, chunk, part in T.grid({N}, {chunks}, {parts}):
-        with T.sblock("y"):
-            vn, vh, vp = T.axis.remap("SSS", [n, chunk, part])
-            T.reads({reads})
-            T.writes({writes})
-            z = T.sblock_alloc_buffer(({pixels}, {C}), "{dtype}")
-            for h in range({heights}):
+TASK = """
+z = T.sblock_alloc_buffer(({pixels}, {C}), "{dtype}")
+for h in range({heights}):
 {depthwise}
 {pointwise}
 """
@@ -73,7 +59,7 @@ def space(workload: Separable, target: Target) -> Space:
     high = tuple(count for count in divisors(Ho) if count <= HIGHEST)
     _, wide, _ = depthwise.space(workload.depthwise, target).knobs
     knobs, constraints = product.knobs(workload.pointwise, target)
-    parts = tuple(count for count in (1, 2, 4) if workload.Co % count == 0)
+    parts = product.parts(workload.pointwise)
     return Space(
         knobs=(
             Knob("ROWS", rows, rows[len(rows) // 2]),
@@ -132,30 +118,29 @@ def lower(workload: Separable, config: Config, target: Target) -> IRModule:
         following=f'x.access_ptr("r", offset={row_of_x} + {{offset}})',
         amount=below * workload.Wi * C,
     )
-    shapes = {
-        "x": workload.x_shape,
-        "dw_wt": (workload.K**2, C),
-        "dw_bias": (C,),
-        "wt": (blocks(Co, columns), C, columns),
-        "bias": (blocks(Co, columns), columns),
-        "y": (workload.N * Ho * Wo, Co),
-    }
-    *reads, writes = (f"{name}[{every(shape)}]" for name, shape in shapes.items())
-    main = MAIN.format(
-        **shapes,
-        dtype=workload.dtype,
-        N=workload.N,
-        chunks=Ho // rows,
-        parts=parts,
-        reads=", ".join(reads),
-        writes=writes,
+    task = TASK.format(
         pixels=pixels,
         C=C,
+        dtype=workload.dtype,
         heights=heights,
-        depthwise=indent(first, " " * 16),
-        pointwise=indent(second, " " * 12),
+        depthwise=indent(first, " " * 4),
+        pointwise=second,
     )
-    return parallel(main, codes)
+    B = blocks(Co, columns)
+    return parallel(
+        {
+            "x": workload.x_shape,
+            "dw_wt": (workload.K**2, C),
+            "dw_bias": (C,),
+            "wt": (B, C, columns),
+            "bias": (B, columns),
+            "y": (workload.N * Ho * Wo, Co),
+        },
+        workload.dtype,
+        {"vn": ("n", workload.N), "vh": ("chunk", Ho // rows), "vp": ("part", parts)},
+        task,
+        codes,
+    )
 
 
 def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:

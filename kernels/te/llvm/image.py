@@ -11,28 +11,10 @@ from itertools import groupby
 from textwrap import indent
 
 from tvm.ir import IRModule
-from tvm.s_tir import Schedule
-from tvm.script import from_source
 
-from kernels.te.llvm.code import linked
+from kernels.te.llvm.script import parallel
 from kernels.workload import Conv, Depthwise
 
-MAIN = """
-@T.prim_func(s_tir=True)
-def main(
-    x: T.Buffer({x}, "{dtype}"),
-    wt: T.Buffer({wt}, "{dtype}"),
-    bias: T.Buffer({bias}, "{dtype}"),
-    y: T.Buffer({y}, "{dtype}"),
-):
-    T.func_attr({{"tirx.noalias": True}})
-    for n, ho, co in T.grid({N}, {tiles}, {parts}):
-        with T.sblock("y"):
-            vn, vh, vc = T.axis.remap("SSS", [n, ho, co])
-            T.reads({reads})
-            T.writes({writes})
-{calls}
-"""
 ROWS = """
 if {first} <= {row} and {row} < {end}:
 {columns}
@@ -112,40 +94,35 @@ def scheduled(
     wt, bias  shapes, whose last index counts channels where the convolution is depthwise; else the
               first of three counts calls
     """
-    x, y = workload.x_shape, workload.y_shape
-    each = y[-1] // channels // parts
+    each = workload.y_shape[-1] // channels // parts
     call = f"vc * {each} + c"
     places = {"channel_of_x": "0", "wt": f"wt[{call}, 0, 0]", "bias": f"bias[{call}, 0, 0]"}
     if isinstance(workload, Depthwise):
         channel = f"({call}) * {channels}"
         places = {"channel_of_x": channel, "wt": f"wt[0, {channel}]", "bias": f"bias[{channel}]"}
     codes: dict[str, str] = {}
-    main = MAIN.format(
-        x=tuple(x),
-        y=tuple(y),
-        wt=tuple(wt),
-        bias=tuple(bias),
-        dtype=workload.dtype,
-        N=workload.N,
-        tiles=len(down(workload, tile[0])),
-        parts=parts,
-        reads=f"x[vn, {every(x[1:])}], wt[{every(wt)}], bias[{every(bias)}]",
-        writes=f"y[vn, {every(y[1:])}]",
-        calls=indent(
-            calls(
-                workload,
-                code,
-                codes,
-                tile=tile,
-                row="vh",
-                each=each,
-                y=f"T.address_of(y[vn, {{row}}, {{column}}, ({call}) * {channels}])",
-                **places,
-            ),
-            " " * 12,
-        ),
+    task = calls(
+        workload,
+        code,
+        codes,
+        tile=tile,
+        row="vh",
+        each=each,
+        y=f"T.address_of(y[vn, {{row}}, {{column}}, ({call}) * {channels}])",
+        **places,
     )
-    return parallel(main, codes)
+    return parallel(
+        {"x": workload.x_shape, "wt": wt, "bias": bias, "y": workload.y_shape},
+        workload.dtype,
+        {
+            "vn": ("n", workload.N),
+            "vh": ("ho", len(down(workload, tile[0]))),
+            "vc": ("co", parts),
+        },
+        task,
+        codes,
+        by_image=("x", "y"),
+    )
 
 
 def calls(
@@ -183,23 +160,6 @@ def calls(
             )
         rows += ROWS.format(first=first, end=end, row=row, columns=indent(columns.strip(), " " * 4))
     return rows.strip()
-
-
-def parallel(main: str, codes: dict[str, str]) -> IRModule:
-    """`main`, TVMScript whose block `y` is a task, with its tasks shared by threads.
-
-    codes  of what it calls, by name
-    """
-    schedule = Schedule(from_source(main))
-    task = schedule.fuse(*schedule.get_loops(schedule.get_sblock("y")))
-    schedule.parallel(task)
-    schedule.annotate(task, "pragma_import_llvm", linked(codes.values()))
-    return schedule.mod
-
-
-def every(shape: Sequence[int]) -> str:
-    """All elements of a buffer of that shape, in TVMScript."""
-    return ", ".join(f"0:{size}" for size in shape)
 
 
 def _runs(tiles: Sequence[Side]) -> Iterator[tuple[int, int, Side]]:
