@@ -132,8 +132,8 @@ def _memory_rate(target: Target, threads: int) -> float:
 
 @cache
 def _peak_loop(target: Target, dtype: str, threads: int) -> Callable[[], Sequence[float]]:
-    v = peak.argument(target, dtype, threads)
-    return _loop(peak.lower(target, dtype, threads), target, (v, v), number=3, repeat=15)
+    arrays = peak.arguments(target, dtype, threads)
+    return _loop(peak.lower(target, dtype, threads), target, arrays, number=3, repeat=15)
 
 
 @cache

@@ -92,10 +92,10 @@ class RpcRunner:
         library, builder = self._builders.folder / "peak.so", Worker()
         arguments = (self._target, dtype, self.threads, library)
         try:
-            v = builder.call(build_peak, *arguments, timeout_s=BUILD_TIMEOUT_S)
+            arrays = builder.call(build_peak, *arguments, timeout_s=BUILD_TIMEOUT_S)
         finally:
             builder.stop()
-        best = self._on_one_board(best_s, library, v, PEAK_REPEAT)
+        best = self._on_one_board(best_s, library, arrays, PEAK_REPEAT)
         if isinstance(best, Lost):
             raise SetupError(
                 "the board is lost whenever it runs the multiply-add loop; expected its time; "
@@ -235,9 +235,9 @@ def device_at(
     return device
 
 
-def build_peak(target: Target, dtype: str, threads: int, path: Path) -> Array:
-    """Write the library of the multiply-add loop; its argument. Runs in a worker."""
+def build_peak(target: Target, dtype: str, threads: int, path: Path) -> tuple[Array, Array]:
+    """Write the library of the multiply-add loop; its arguments. Runs in a worker."""
     import tvm
 
     export(tvm.compile(peak.lower(target, dtype, threads), target=target.tvm()), target, path)
-    return peak.argument(target, dtype, threads)
+    return peak.arguments(target, dtype, threads)

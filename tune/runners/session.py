@@ -94,12 +94,14 @@ def run(place: Place, candidates: Sequence[Candidate], turns: Turns, limit_s: in
     return [one.outcome(turns) for one in played]
 
 
-def best_s(place: Place, library: Path, v: Array, repeat: int, limit_s: int) -> float:
-    """The shortest time of `main(v, y)`, y like v. Raises as `run` does."""
+def best_s(
+    place: Place, library: Path, arrays: Sequence[Array], repeat: int, limit_s: int
+) -> float:
+    """The shortest time of `main` of the arrays. Raises as `run` does."""
     session = _session(place)
     session.limit(limit_s)
     module = session.load(library)
-    arguments = [session.tensor(v) for _ in range(2)]
+    arguments = [session.tensor(array) for array in arrays]
     timer = module.time_evaluator("main", session.device, number=1, repeat=repeat)
     shortest = min(timer(*arguments).results)
     session.limit(IDLE_LIMIT_S)
