@@ -8,7 +8,8 @@ from dataclasses import fields
 
 from kernels.space import Config, Space
 from kernels.workload import Workload, parse
-from targets.target import Target
+from targets import machines
+from targets.target import Limits, Target
 from tune.database import Record
 
 
@@ -37,7 +38,7 @@ def similar(
 
     def distance(record: Record) -> tuple[float, str]:
         away = _distance(workload, parse(record.workload))
-        away += 0.5 * (record.device != target.device) + 0.25 * (record.threads != threads)
+        away += _other(record.device, target) + 0.25 * (record.threads != threads)
         away += 0.25 * (record.estimator is not None)
         return away, record.workload
 
@@ -54,6 +55,22 @@ def similar(
 def _rank(record: Record) -> tuple[bool, float]:
     """Finals before trials, then the faster."""
     return (record.stage != "final", record.time_s or math.inf)
+
+
+def _other(device: str, target: Target) -> float:
+    """How far another device is; one with other vectors, whose tiles are others, is far."""
+    if device == target.device:
+        return 0.0
+    known = machines(target.kind).DEVICES.get(device)
+    if known is None or _vectors(known) != _vectors(target):
+        return 2.0
+    return 0.5
+
+
+def _vectors(target: Target) -> tuple[int, int] | None:
+    """Width and number of a CPU's vector registers."""
+    limits = target.limits
+    return (limits.vector_bits, limits.vector_registers) if isinstance(limits, Limits) else None
 
 
 def _distance(one: Workload, other: Workload) -> float:

@@ -48,12 +48,18 @@ def shape(**sizes: int) -> str:
     return replace(WORKLOAD, **sizes).key
 
 
+def test_a_device_with_other_vectors_is_far() -> None:
+    """znver3 has half as many registers, half as wide: a shape twice as large is nearer."""
+    records = [at(4, device="znver3"), at(2, workload=shape(Ci=128)), at(8, device="unheard-of")]
+    assert [config["BLOCK_P"] for config in found(*records)] == [2, 4, 8]
+
+
 def test_nearest_first() -> None:
     """A shape counts by doublings; another device or thread count is nearer than another shape."""
     records = [
         at(8, 2, workload=shape(Ci=512)),
         at(8, workload=shape(Ci=128)),
-        at(4, device="znver3"),
+        at(4, device="znver5"),
         at(2, threads=1),
         at(1),
     ]
