@@ -13,7 +13,7 @@ from tune.runners.candidate import Candidate
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 
-BUILD_TIMEOUT_S = 60.0
+BUILD_TIMEOUT_S = 30.0
 
 
 class Builders:
