@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from kernels import KERNELS, KINDS, kernel, kernels_for
 from kernels.reference import reference
 from kernels.space import Config, blocks
+from kernels.te import peak
+from kernels.te.avx.product import CHAINS, heights
 from kernels.tolerance import tolerance
 from kernels.workload import (
     ACTIVATIONS,
@@ -313,3 +315,54 @@ def test_straight_pointwise_loop_loads_multiplies_and_counts(name: str, device: 
         "vbroadcastss": steps * rows,
         "prefetcht1": 1,
     }
+
+
+@ON_EACH
+@pytest.mark.parametrize("name", ["te.avx.pointwise", "te.avx.separable"])
+def test_no_tile_has_too_few_sums_to_hide_a_multiply_add(name: str, target: Target) -> None:
+    """49 pixels in tiles of 6 would leave one: tiles are 5 and 6 pixels high then, and right."""
+    pointwise = Pointwise(N=1, H=7, W=7, Ci=16, Co=192)
+    separable = Separable(N=1, Hi=7, Wi=7, C=16, Co=192, stride=1, pad=(1, 1, 1, 1))
+    workload = pointwise if name == "te.avx.pointwise" else separable
+    lanes = target.cpu.lanes("float32")
+    # Of each tile and order the last config: one task has all pixels.
+    found = {
+        (config["BLOCK_P"], config["BLOCK_CO"], config["KEEP"]): config
+        for config in kernel(name).space(workload, target)
+    }
+    thin = [
+        config
+        for config in found.values()
+        if 0 < 49 % int(config["BLOCK_P"]) * int(config["BLOCK_CO"]) < CHAINS * lanes
+    ]
+    assert thin
+    for config in thin:
+        rows, vectors = int(config["BLOCK_P"]), int(config["BLOCK_CO"]) // lanes
+        tall = [run.size for run in heights(49, rows, vectors) for _ in range(run.start, run.stop)]
+        assert (sum(tall), len(tall)) == (49, blocks(49, rows))
+        assert max(tall) - min(tall) <= 1
+        check(workload, name, config, target)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_in_few_registers_spills_nothing(stride: int) -> None:
+    pad = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
+    workload = Depthwise(N=1, Hi=28, Wi=28, C=32, stride=stride, pad=pad)
+    target = X86.DEVICES["haswell"]
+    space = kernel("te.llvm.depthwise").space(workload, target)
+    for config in {config["BLOCK_WO"]: config for config in space}.values():
+        lowered = kernel("te.llvm.depthwise").lower(workload, config, target)
+        code = tvm.compile(lowered, target=target.tvm()).mod.inspect_source("asm")
+        assert len(re.findall(r"vfmadd.*%ymm", code)) > 100
+        assert re.findall(r"^.*\(%rsp.*%ymm.*$", code, re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("device", ["haswell", "znver4"])
+def test_the_peak_s_loop_loads_nothing(device: str) -> None:
+    """What lies in memory would be the limit, and all shares of the peak too large."""
+    target = X86.DEVICES[device]
+    lowered = peak.lower(target, "float32", 1)
+    code = tvm.compile(lowered, target=target.tvm()).mod.inspect_source("asm")
+    multiplied = re.findall(r"^\s+vfmadd.*$", code, re.MULTILINE)
+    assert len({line.split(",")[-1] for line in multiplied}) == target.cpu.vector_registers - 4
+    assert [line for line in multiplied if "(" in line] == []

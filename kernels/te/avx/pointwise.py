@@ -50,7 +50,7 @@ def space(workload: Pointwise, target: Target) -> Space:
     knobs, constraints = product.knobs(workload, target)
     tall, wide, *_ = knobs
     tiles = {rows: blocks(workload.pixels, int(rows)) for rows in tall.choices}
-    chunks = {rows: spread(divisors(count), MOST_CHUNKS) for rows, count in tiles.items()}
+    chunks = {rows: _chunks(count) for rows, count in tiles.items()}
     parts = product.parts(workload)
     columns = blocks(workload.Co, int(wide.default))
     split = max(count for count in parts if columns % count == 0)
@@ -64,10 +64,16 @@ def space(workload: Pointwise, target: Target) -> Space:
         ),
         constraints=(
             *constraints,
-            Constraint("whole chunks", lambda c: c["CHUNK"] in chunks[c["BLOCK_P"]]),
+            Constraint("even chunks", lambda c: c["CHUNK"] in chunks[c["BLOCK_P"]]),
             product.whole_parts(workload),
         ),
     )
+
+
+def _chunks(tiles: int) -> tuple[int, ...]:
+    """Sizes of a task: divisors, and what so many tiles are in halves, quarters and so on."""
+    halves = {blocks(tiles, 1 << power) for power in range(tiles.bit_length())}
+    return tuple(sorted({*spread(divisors(tiles), MOST_CHUNKS), *halves}))
 
 
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:

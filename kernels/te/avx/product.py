@@ -4,8 +4,9 @@ Tiling  BLOCK_P pixels x BLOCK_CO channels are summed in registers, from the bia
         all channels of the input; a step is BLOCK_P values, each loaded to all lanes, and a row of
         weights. KEEP says what stays while the other passes by: a block of weights, or a tile of
         pixels. Meanwhile the loop asks for what comes next, so that it is in L2 by then: PREFETCH
-        is the next block of weights, or the input of the next task.
-Limits  channels are whole vectors. What is left of pixels or channels are tiles of their own.
+        is the next block of weights, or the input of the next task. What is left of pixels or
+        channels are tiles of their own; too few pixels for that are shared by all tiles.
+Limits  channels are whole vectors.
 Source  own; for the register tile Goto and van de Geijn, "Anatomy of High-Performance Matrix
         Multiplication", 2008.
 
@@ -15,8 +16,9 @@ power, and has a higher clock for it (`docs/performance.md`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from textwrap import indent
+from typing import NamedTuple
 
 from kernels.space import Config, Constraint, Knob, blocks
 from kernels.te.llvm.code import Code, isa_of
@@ -25,6 +27,8 @@ from kernels.workload import ITEM_BYTES, Pointwise
 from targets.target import Target
 
 VECTORS = (1, 2, 3, 4)  # of channels a tile
+CHAINS = 8  # sums that hide how long a multiply-add takes
+WORTH_A_TRY = 1.1  # as a multiple of the least cost
 CALL = """
 T.evaluate(
     T.call_extern(
@@ -40,27 +44,55 @@ T.evaluate(
 """
 
 
+class Run(NamedTuple):
+    """Tiles along an axis that are alike: the first, the one behind the last, and their size.
+
+    first  index that a tile begins at, an expression
+    """
+
+    start: int
+    stop: int
+    size: int
+    first: str
+
+
 def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[Constraint, ...]]:
     """Tiles that nearly fill the registers, or half of them, and in which order they come."""
     lanes, registers = isa_of(target).lanes(workload.dtype), target.cpu.vector_registers
-    tiles = []
+    costs = {}
     for vectors in (count for count in VECTORS if count <= workload.Co // lanes):
         # Beside the sums a row of weights, and a value in all lanes.
         most = (registers - 1) // vectors - 1
-        heights = {min(rows, workload.pixels) for rows in (most, most - 1, blocks(most, 2))}
-        tiles += [(rows, lanes * vectors) for rows in heights]
-    # The one that loads least for a product.
-    widest = max(tiles, key=lambda tile: tile[0] * tile[1] / (tile[0] * lanes + tile[1]))
+        for rows in {min(rows, workload.pixels) for rows in (most, most - 1, blocks(most, 2))}:
+            costs[rows, lanes * vectors] = _cost(workload, lanes, (rows, vectors))
+    best = min(costs, key=lambda tile: costs[tile])
+    tiles = [tile for tile, (cost, _) in costs.items() if cost <= WORTH_A_TRY * costs[best][0]]
     return (
         (
-            Knob("BLOCK_P", tuple(sorted({rows for rows, _ in tiles})), widest[0]),
-            Knob("BLOCK_CO", tuple(sorted({columns for _, columns in tiles})), widest[1]),
+            Knob("BLOCK_P", tuple(sorted({rows for rows, _ in tiles})), best[0]),
+            Knob("BLOCK_CO", tuple(sorted({columns for _, columns in tiles})), best[1]),
             Knob("UNROLL_CI", (2, 4), 2),
             Knob("KEEP", ("weights", "pixels"), "weights"),
             Knob("PREFETCH", ("none", "weights", "input"), "weights"),
         ),
         (Constraint("register tile", lambda c: (c["BLOCK_P"], c["BLOCK_CO"]) in tiles),),
     )
+
+
+def _cost(workload: Pointwise, lanes: int, tile: tuple[int, int]) -> tuple[int, int]:
+    """What all tiles of (pixels, vectors) take for a channel of the input, and loads among it.
+
+    Counted in multiply-adds, of which a core is taken to start as many a cycle as of loads.
+    """
+    rows, vectors = tile
+    cost = loads = 0
+    for down in heights(workload.pixels, rows, vectors):
+        for across in _runs("b", workload.Co // lanes, vectors):
+            count = (down.stop - down.start) * (across.stop - across.start)
+            loaded = down.size + across.size
+            cost += count * max(down.size * across.size, loaded, CHAINS)
+            loads += count * loaded
+    return cost, loads
 
 
 def parts(workload: Pointwise) -> tuple[int, ...]:
@@ -117,11 +149,11 @@ def calls(
             number, steps = f"b * {T} + t" if keep_weights else f"t * {B} + b", T * B * turns
     ahead = blocks(amount, steps) if steps else 0
 
-    def call(tall: int, wide: int) -> str:
+    def call(down: Run, across: Run) -> str:
         name, codes[name] = _code(
             workload,
             target,
-            (tall, wide),
+            (down.size, across.size),
             columns=columns,
             unrolled=int(config["UNROLL_CI"]),
             ahead=ahead,
@@ -129,30 +161,47 @@ def calls(
         block = f"{part} * {B} + b"
         return CALL.strip().format(
             name=name,
-            pixel=f"{first} + t * {rows}",
+            pixel=f"{first} + {down.first}",
             channel=f"({block}) * {columns}",
-            x=x.format(pixel=f"t * {rows}"),
+            x=x.format(pixel=down.first),
             block=block,
             next=following.format(offset=f"({number}) * {turns * ahead} % {amount}"),
         )
 
-    def loops(*left: tuple[str, int, int], sizes: dict[str, int]) -> Iterator[str]:
-        """Loops over the tiles along each axis, a last one that is not full for itself."""
+    def loops(*left: tuple[str, Sequence[Run]], runs: dict[str, Run]) -> Iterator[str]:
+        """Loops over the tiles along each axis, those that are alike in one."""
         if not left:
-            yield call(sizes["t"], sizes["b"])
+            yield call(runs["t"], runs["b"])
             return
-        (name, size, block), *others = left
-        whole, rest = divmod(size, block)
-        for start, stop, extent in ((0, whole, block), (whole, whole + 1, rest)):
-            if stop > start and extent:
-                yield f"for {name} in range({start}, {stop}):"
-                for text in loops(*others, sizes=sizes | {name: extent}):
-                    yield indent(text, "    ")
+        (name, found), *others = left
+        for run in found:
+            yield f"for {name} in range({run.start}, {run.stop}):"
+            for text in loops(*others, runs=runs | {name: run}):
+                yield indent(text, "    ")
 
-    outer, inner = ("b", channels, columns), ("t", pixels, rows)
+    lanes = isa_of(target).lanes(workload.dtype)
+    outer = ("b", _runs("b", channels, columns))
+    inner = ("t", heights(pixels, rows, columns // lanes))
     if not keep_weights:
         outer, inner = inner, outer
-    return "\n".join(loops(outer, inner, sizes={}))
+    return "\n".join(loops(outer, inner, runs={}))
+
+
+def _runs(name: str, size: int, block: int) -> list[Run]:
+    """Whole tiles of so many, and one of what is left."""
+    whole, left = divmod(size, block)
+    runs = [Run(0, whole, block, f"{name} * {block}")] if whole else []
+    return runs + [Run(whole, whole + 1, left, f"{name} * {block}")] * (left > 0)
+
+
+def heights(pixels: int, rows: int, vectors: int) -> list[Run]:
+    """Tiles of so many rows; all nearly as high where a last one would sum too little."""
+    if not 0 < pixels % rows * vectors < CHAINS:
+        return _runs("t", pixels, rows)
+    count = blocks(pixels, rows)
+    least, more = divmod(pixels, count)
+    higher = [Run(0, more, least + 1, f"t * {least + 1}")] if more else []
+    return [*higher, Run(more, count, least, f"t * {least} + {more}")]
 
 
 def _code(

@@ -114,7 +114,7 @@ def lower(workload: Separable, config: Config, target: Target) -> IRModule:
         first=f"(vn * {Ho // rows} + vh) * {pixels}",
         parts=parts,
         part="vp",
-        x=f'z.access_ptr("r", offset={{pixel}} * {C})',
+        x=f'z.access_ptr("r", offset=({{pixel}}) * {C})',
         following=f'x.access_ptr("r", offset={row_of_x} + {{offset}})',
         amount=below * workload.Wi * C,
     )

@@ -9,7 +9,8 @@ Tiling  A task computes BLOCK_HO rows of one image and BLOCK_C of its channels, 
         a vector of channels at a time, without a loop and without a copy of the image: row by row
         of the input, and pixel by pixel in it, a vector is loaded once and multiplied into all sums
         that see it. A sum starts at its first pixel and is stored at its last, so that K - stride
-        rows of outputs are in registers, and all taps where there are enough.
+        rows of outputs are in registers, and all taps where there are enough. Where there are not,
+        and pixels stay in L1, a row of outputs is summed by one row of taps after the other.
 Limits  C is whole vectors, K at most 3.
 Source  own.
 """
@@ -32,6 +33,9 @@ MOST_TAPS = 9
 MOST_OUTPUTS = 72  # of a tile: 6 KB of code, in one version for each side of the image
 # A pixel, the bias, the bounds of ReLU6, and sums that start before others end.
 OTHER_REGISTERS = 7
+OTHERS_OF_A_ROW = 4  # a pixel, the bias and the bounds of ReLU6
+# Pixels further apart take each other's place in L1, whose ways have 4 KB each.
+NEAR_BYTES = 512
 
 
 def supports(workload: Workload, target: Target) -> bool:
@@ -46,9 +50,12 @@ def supports(workload: Workload, target: Target) -> bool:
 def space(workload: Depthwise, target: Target) -> Space:
     """Tiles whose sums and taps fit the registers."""
     lanes = isa_of(target).lanes(workload.dtype)
-    held = workload.K**2 if _holds_taps(workload, target) else 0
-    free = target.cpu.vector_registers - held - OTHER_REGISTERS
-    widest = free // max(1, workload.K - workload.stride)
+    registers = target.cpu.vector_registers
+    if _sums_rows(workload, target):
+        widest = registers - workload.K - OTHERS_OF_A_ROW
+    else:
+        held = workload.K**2 if _holds_taps(workload, target) else 0
+        widest = (registers - held - OTHER_REGISTERS) // max(1, workload.K - workload.stride)
     rows = tuple(sorted({min(count, workload.Ho) for count in (1, 2, 4, 7, 8, 14)}))
     columns = tuple(sorted({min(count, workload.Wo, widest) for count in (2, 4, 6, 7, 8, 14)}))
     # Whole cache lines of each pixel, where they are whole: another task would load them again.
@@ -95,13 +102,31 @@ def _holds_taps(workload: Depthwise, target: Target) -> bool:
     return target.cpu.vector_registers > workload.K**2 + OTHER_REGISTERS
 
 
+def _sums_rows(workload: Depthwise, target: Target) -> bool:
+    """Whether outputs are summed row by row, each pixel being loaded for each row of taps."""
+    near = workload.C * ITEM_BYTES[workload.dtype] <= NEAR_BYTES
+    return near and not _holds_taps(workload, target)
+
+
 def tile(workload: Depthwise, target: Target, vertical: Side, horizontal: Side) -> tuple[str, str]:
     """Name and code of `int (y, x, wt, bias)`, which makes a tile."""
-    K, stride, C = workload.K, workload.stride, workload.C
     code = Code(isa_of(target), workload.dtype)
-    held = {}
-    if _holds_taps(workload, target):
-        held = {tap: code.load_at("%wt", tap * C) for tap in range(K * K)}
+    if _sums_rows(workload, target):
+        _by_rows(code, workload, vertical, horizontal)
+    else:
+        _by_pixels(code, workload, vertical, horizontal, hold=_holds_taps(workload, target))
+    return code.function(("ptr %y", "ptr %x", "ptr %wt", "ptr %bias"))
+
+
+def _by_pixels(
+    code: Code, workload: Depthwise, vertical: Side, horizontal: Side, *, hold: bool
+) -> None:
+    """Each pixel of the input is loaded once, for all outputs that see it.
+
+    hold  all taps in registers
+    """
+    K, stride, C = workload.K, workload.stride, workload.C
+    held = {tap: code.load_at("%wt", tap * C) for tap in range(K * K)} if hold else {}
     bias = code.load_at("%bias", 0)
     x, wt, rows_of_y = "%x", "%wt", ["%y"]
     row_of_x, row_of_y = (code.hidden(C * width) for width in (workload.Wi, workload.Wo))
@@ -128,7 +153,31 @@ def tile(workload: Depthwise, target: Target, vertical: Side, horizontal: Side) 
             [wt] = moved or [wt]
             sums.update(zip(kept, values, strict=True))
         x = code.advance(x, row_of_x)
-    return code.function(("ptr %y", "ptr %x", "ptr %wt", "ptr %bias"))
+
+
+def _by_rows(code: Code, workload: Depthwise, vertical: Side, horizontal: Side) -> None:
+    """A row of outputs after the other, of which a row of taps in registers makes a part."""
+    K, stride, C = workload.K, workload.stride, workload.C
+    bias = code.load_at("%bias", 0)
+    first, wt, y = "%x", "%wt", "%y"  # the first row under an output that is inside the image
+    row_of_x, row_of_y = (code.hidden(C * width) for width in (workload.Wi, workload.Wo))
+    inside = vertical.inside(K, stride)
+    for ho in range(vertical.outputs):
+        x, sums = first, [bias] * horizontal.outputs
+        for kh in (kh for kh in range(K) if ho * stride + kh in inside):
+            taps = [code.load_at(wt, (kh * K + kw) * C) for kw in range(K)]
+            for j in horizontal.inside(K, stride):
+                value = code.load_at(x, (j - horizontal.before) * C)
+                for wo, kw in _above(j, horizontal, workload):
+                    sums[wo] = code.multiply_add(value, taps[kw], sums[wo])
+                (x, wt, y), sums = code.step((x, wt, y), sums)
+            x = code.advance(x, row_of_x)
+        for wo, value in enumerate(sums):
+            code.store(code.activate(value, workload.activation), code.behind(y, wo * C))
+        y = code.advance(y, row_of_y)
+        for i in range(ho * stride, (ho + 1) * stride):
+            if i in inside:
+                first = code.advance(first, row_of_x)
 
 
 def _above(pixel: int, side: Side, workload: Depthwise) -> Iterator[tuple[int, int]]:
