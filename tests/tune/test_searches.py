@@ -16,7 +16,16 @@ from tune import database
 from tune.mobilenet import MobileNet
 from tune.pipeline.recorder import Recorder
 from tune.pipeline.records import Log
-from tune.pipeline.searches import Search, chosen, finalists, searches_of, stage, weights
+from tune.pipeline.searches import (
+    FINALISTS,
+    Search,
+    chosen,
+    finalists,
+    in_time,
+    searches_of,
+    stage,
+    weights,
+)
 from tune.runners.protocol import Outcome
 
 ZNVER4 = machines("x86").DEVICES["znver4"]
@@ -160,3 +169,30 @@ def test_two_in_one_meet_the_two_anew_when_these_have_met(tmp_path: Path) -> Non
     assert log.meetings(together, depthwise, pointwise, only=only) == [
         {entry(together, "te.separable", number) for number in range(2)}
     ]
+
+
+def test_little_time_is_shared_by_all_who_shall_meet(tmp_path: Path) -> None:
+    layers = [layer.workload for layer in MobileNet().layers[1:3]]
+    log = Logged(tmp_path / "log.jsonl")
+    for workload, name in zip(layers, ("te.depthwise", "te.pointwise"), strict=True):
+        log.keep(workload, name, "trial", {number: 1 + number for number in range(8)})
+    searches = searches_of(
+        dict.fromkeys(layers, 1.0), log.recorder, ("te.depthwise", "te.pointwise")
+    )
+    asked = []
+
+    def most(remaining: int) -> int:
+        asked.append(remaining)
+        return 3
+
+    assert [len(rivals) for rivals in finalists(searches, log.recorder, most)] == [3, 3]
+    assert asked == [2, 1]
+    assert [len(rivals) for rivals in finalists(searches, log.recorder)] == [FINALISTS] * 2
+
+
+@pytest.mark.parametrize(
+    ("left_s", "remaining", "rivals"),
+    [(100.0, 1, FINALISTS), (16.0, 2, 4), (16.0, 8, 2), (1.0, 9, 2)],
+)
+def test_as_many_rivals_as_there_is_time_for(left_s: float, remaining: int, rivals: int) -> None:
+    assert in_time(left_s, 2.0, remaining) == rivals

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kernels import KERNELS, kernel, kernels_for
@@ -154,9 +154,13 @@ def chosen(
 
 
 def finalists(
-    searches: Sequence[Search], recorder: Recorder
+    searches: Sequence[Search],
+    recorder: Recorder,
+    most: Callable[[int], int] = lambda remaining: FINALISTS,
 ) -> Iterator[list[tuple[Search, Config]]]:
     """Of each workload the few fastest and the last winner, if not all of them have met before.
+
+    most  of the fastest, from how many workloads have yet to meet
 
     Single layers come first, and those that networks spend most time on. What two layers take in
     one is compared with the two: it meets them anew when one of them has another winner.
@@ -169,17 +173,31 @@ def finalists(
         return min(way.weight * (way.best_s() or math.inf) for way in ways[workload])
 
     wanted = [workload for workload, found in ways.items() if any(way.open for way in found)]
+    remaining = len(wanted)
     for fused in (False, True):  # read anew, since these depend on what the others have become
         records = [record for record in recorder.log.records() if record.stage == "final"]
         workloads = [workload for workload in wanted if isinstance(workload, Separable) is fused]
         for workload in sorted(workloads, key=spent_s, reverse=True):
-            rivals = _rivals(workload, ways[workload], records, recorder)
+            rivals = _rivals(workload, ways[workload], records, recorder, most(remaining))
+            remaining -= 1
             if len(rivals) > 1:
                 yield rivals
 
 
+def in_time(left_s: float, each_s: float, remaining: int) -> int:
+    """How many rivals of each of the remaining workloads can meet; two at least, or none would.
+
+    each_s  that a rival has taken so far
+    """
+    return max(2, min(FINALISTS, int(left_s / each_s / remaining)))
+
+
 def _rivals(
-    workload: Workload, ways: Sequence[Search], records: Sequence[Record], recorder: Recorder
+    workload: Workload,
+    ways: Sequence[Search],
+    records: Sequence[Record],
+    recorder: Recorder,
+    most: int,
 ) -> list[tuple[Search, Config]]:
     """Those who shall meet; none when all have, as they are now."""
     ranked = sorted(
@@ -191,7 +209,7 @@ def _rivals(
         ),
         key=lambda entry: entry[:2],
     )
-    rivals = [(ways[index], config) for _, index, config in ranked[:FINALISTS]]
+    rivals = [(ways[index], config) for _, index, config in ranked[:most]]
     last = recorder.winner(records, workload)
     if last is not None:
         defender = next(way for way in ways if way.kernel == last.kernel), last.config

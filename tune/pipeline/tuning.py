@@ -15,7 +15,16 @@ from tune.mobilenet import Layer
 from tune.pins import check_pins
 from tune.pipeline.recorder import Recorder
 from tune.pipeline.records import Log
-from tune.pipeline.searches import Search, chosen, finalists, searches_of, stage, weights
+from tune.pipeline.searches import (
+    FINALISTS,
+    Search,
+    chosen,
+    finalists,
+    in_time,
+    searches_of,
+    stage,
+    weights,
+)
 from tune.pipeline.site import Site, runner_at
 from tune.plan import plan
 from tune.runners.protocol import Entry
@@ -132,7 +141,16 @@ def tune(
                 done += 1
                 yield progress(record, search)
 
-        for rivals in finalists(searches, recorder) if finals else ():
+        finals_start, met = time.monotonic(), 0
+
+        def most(remaining: int) -> int:
+            """Rivals of each workload, so that in the time left all workloads have their turn."""
+            left = left_s()
+            if left is None or not met:
+                return FINALISTS
+            return in_time(left, (time.monotonic() - finals_start) / met, remaining)
+
+        for rivals in finalists(searches, recorder, most) if finals else ():
             left = left_s()
             if left is not None and left <= 0:
                 break
@@ -141,6 +159,7 @@ def tune(
             network = [_entry(c.workload, c.kernel, c.config) for c in choices]
             entries = [_entry(search.workload, search.kernel, config) for search, config in rivals]
             outcomes = runner.compete(network, entries)
+            met += len(rivals)
             for (search, _), outcome in zip(rivals, outcomes, strict=False):
                 record = recorder.keep(
                     search.workload, search.kernel, "final", outcome, runner.final
