@@ -194,10 +194,8 @@ def best(
         and record.threads == threads
         and versions.get(record.kernel) == record.kernel_version
         and record.estimator == estimator
-        and _counts(record)
     ]
-    finals = [record for record in usable if record.stage == "final"]
-    pools = _pools(_last_meeting(finals) or usable)
+    pools = _pools(deciding(usable))
     timed = [(_pooled_s(pool), name) for name, pool in pools.items()]
     if not timed:
         return None
@@ -206,6 +204,12 @@ def best(
         pools[name],
         key=lambda record: (abs(median(record.seconds) - time_s), canonical(asdict(record))),
     )
+
+
+def deciding(records: Iterable[Record]) -> list[Record]:
+    """Of one workload's records in one place the finals of the last meeting, or else all trials."""
+    counted = [record for record in records if _counts(record)]
+    return _last_meeting([record for record in counted if record.stage == "final"]) or counted
 
 
 def _last_meeting(finals: list[Record]) -> list[Record]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernels import kernel
@@ -98,6 +98,13 @@ trials = st.builds(
 
 @settings(max_examples=50, deadline=None)
 @given(records=st.lists(trials, min_size=1, max_size=12))
+@example(  # the winner's first final is of an earlier meeting than the last, which has another
+    records=[
+        record(9e-3, config=CONFIGS[0], stage="final", when="2026-01-01T00:00:11+00:00"),
+        record(8e-3, config=CONFIGS[1], stage="final", when="2026-01-01T00:00:00+00:00"),
+        record(8e-3, config=CONFIGS[1], stage="final", when="2026-01-01T00:00:01+00:00"),
+    ]
+)
 def test_the_best_of_a_log_is_planned_as_the_whole_log(
     records: list[Record], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

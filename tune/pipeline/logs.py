@@ -41,9 +41,11 @@ def best(path: Path) -> list[dict[str, Any]]:
     """
     found = []
     for records in _placed(database.read(path).records).values():
-        winner = _winner(record for record in records if is_present(record))
+        present = [record for record in records if is_present(record)]
+        winner = _winner(present)
         if winner is not None:
-            found += [asdict(record) for record in records if _beside(record, winner)]
+            deciding = database.deciding(present)
+            found += [asdict(record) for record in deciding if _beside(record, winner)]
     return found
 
 
