@@ -73,7 +73,7 @@ def grids(workload: Workload, config: Config) -> tuple[Grid, ...]:
             columns = blocks(workload.C, knob("BLOCK_C"))
             return (Grid(rows=rows, columns=columns, whole=False),)
         case Pointwise():
-            rows = blocks(workload.pixels, knob("BLOCK_P")) // knob("CHUNK")
+            rows = blocks(workload.pixels, knob("BLOCK_P") * knob("CHUNK"))
             columns = int(config.get("PARTS", blocks(workload.Co, knob("BLOCK_CO"))))
             return (Grid(rows=rows, columns=columns, whole=True),)
         case Separable():
