@@ -174,11 +174,9 @@ def _winner(records: Iterable[Record]) -> Record | None:
 
 
 def _beside(record: Record, winner: Record) -> bool:
-    """Whether a record of the same place is of the same config, kernel and stage."""
-    same = ("kernel", "kernel_version", "config", "stage", "checked")
-    return all(getattr(record, name) == getattr(winner, name) for name in same) and bool(
-        record.seconds
-    )
+    """Whether one of the deciding records is of the same config and kernel."""
+    same = ("kernel", "kernel_version", "config", "checked")
+    return all(getattr(record, name) == getattr(winner, name) for name in same)
 
 
 def _change(before: float | None, after: float | None, threshold: float) -> str:
