@@ -1,7 +1,8 @@
 """Tuning records in JSON lines: the only memory.
 
-A record is one line, written at once under a lock and synced, so that a crash loses at most that
-line. A line that cannot be read is skipped and counted; merging logs is concatenation.
+A record is one line; those that belong together are written at once under a lock and synced, so
+that a crash loses no more than them. A line that cannot be read is skipped and counted; merging
+logs is concatenation.
 """
 
 from __future__ import annotations
@@ -108,11 +109,9 @@ def append(path: Path, records: Iterable[Record]) -> None:
         size = os.fstat(descriptor).st_size
         # A crash may have torn the last line: end it, so that only that line is lost.
         start = b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""
-        for record in records:
-            line = start + json.dumps(asdict(record)).encode() + b"\n"
-            if os.write(descriptor, line) != len(line):
-                raise OSError(None, "only a part of a line could be written, is the disk full?")
-            start = b""
+        lines = b"".join(json.dumps(asdict(record)).encode() + b"\n" for record in records)
+        if os.write(descriptor, start + lines) != len(start + lines):
+            raise OSError(None, "only a part could be written, is the disk full?")
         os.fsync(descriptor)
     except OSError as error:
         raise _unusable(path, error) from None

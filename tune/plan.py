@@ -131,10 +131,13 @@ def _together(
     found = winner(workload, records, target, threads, estimator)
     if found is None:
         return None
-    stages = {choice.record and choice.record.stage for choice in pair}
-    if found.apart_s is None and stages != {found.stage}:
-        return None  # alone and in the network a kernel takes different times
-    apart_s = found.apart_s or sum(choice.time_s or 0 for choice in pair)
+    apart_s = found.apart_s
+    if apart_s is None:  # alone and in the network a kernel takes different times
+        alike = [record for record in records if record.stage == found.stage]
+        parts = [winner(each.workload, alike, target, threads, estimator) for each in pair]
+        if not all(parts):
+            return None
+        apart_s = sum(part.time_s or 0 for part in parts if part)
     layers = tuple(layer for choice in pair for layer in choice.layers)
     return replace(_decided(layers, why, found), apart_s=apart_s, fused_s=found.time_s)
 

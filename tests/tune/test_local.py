@@ -20,8 +20,8 @@ from targets import machines
 from targets.target import Target
 from tune import builder
 from tune.runners import builders, local
-from tune.runners.local import TRIAL, LocalRunner
-from tune.runners.protocol import Outcome
+from tune.runners.local import FINAL, TRIAL, LocalRunner
+from tune.runners.protocol import Entry, Outcome
 
 pytestmark = pytest.mark.slow
 TARGET = machines("x86").host()
@@ -172,6 +172,19 @@ def test_compiler_that_hangs(runner: LocalRunner, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(builders, "BUILD_TIMEOUT_S", 1.0)
     outcome = measured(runner, monkeypatch, hang)
     assert outcome.error == "timeout: compiler gave no answer after 1 s"
+
+
+def test_rivals_meet_in_what_of_a_network_can_be_built(runner: LocalRunner) -> None:
+    def entry(workload: Workload, config: Config) -> Entry:
+        return Entry(workload=workload, kernel="te.pointwise", config=config)
+
+    other = replace(WORKLOAD, Ci=32)
+    rivals = [entry(WORKLOAD, config) for config in (*list(SPACE)[:2], {})]
+    for network in ([entry(other, {}), rivals[0]], [entry(other, {}), rivals[2]], []):
+        one, two, broken = runner.compete(network, rivals)
+        assert (one.error, two.error) == (None, None)
+        assert len(one.seconds) == len(two.seconds) == FINAL.rounds
+        assert str(broken.error).startswith("compile: ")
 
 
 def test_memory_rate_is_that_of_a_machine(runner: LocalRunner) -> None:

@@ -190,6 +190,13 @@ def test_two_layers_in_one_where_that_is_faster(record: Record, together: bool) 
     assert len(apart) == 2
 
 
+def test_trials_are_compared_where_two_in_one_have_no_finals() -> None:
+    trials = [replace(record, stage="trial") for record in BOTH]
+    slow, fast = (replace(took(TOGETHER, s), stage="trial") for s in (4.1e-5, 2e-5))
+    assert names(*BOTH, *trials, slow) == [layer.name for layer in BLOCK]
+    assert names(*BOTH, *trials, fast) == ["block1"]
+
+
 def test_apart_where_the_times_cannot_be_compared() -> None:
     """A trial is timed alone, an estimate not at all, and one layer may not be known."""
     faster = took(TOGETHER, 1e-6)

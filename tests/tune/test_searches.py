@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,6 @@ from targets import machines
 from tune import database
 from tune.mobilenet import MobileNet
 from tune.pipeline.recorder import Recorder
-from tune.pipeline.records import Log
 from tune.pipeline.searches import (
     FINALISTS,
     Search,
@@ -99,22 +99,25 @@ class Logged:
 
     def __init__(self, path: Path) -> None:
         self.recorder = Recorder(
-            target=ZNVER4, threads=1, estimator=None, log=Log(path=path), peak_flops=1e11
+            target=ZNVER4, threads=1, estimator=None, log=path, records=[], peak_flops=1e11
         )
         self._minute = 0
 
-    def keep(self, workload: Workload, name: str, stage: str, times: dict[int, float]) -> None:
-        """By a config's number in its space, seconds."""
+    def keep(
+        self, workload: Workload, name: str, stage: str, times: dict[int, float | None]
+    ) -> None:
+        """By a config's number in its space, seconds; None of what failed."""
         self._minute += 1
-        kept = []
-        scratch = replace(self.recorder, log=Log(path=self.recorder.log.path.with_suffix(".new")))
-        for number, time_s in times.items():
-            outcome = Outcome(
-                config=config(workload, name, number), seconds=(time_s,), checked=True
-            )
-            record = scratch.keep(workload, name, stage, outcome, Rules())
-            kept.append(replace(record, when=f"2026-11-25T10:{self._minute:02}:00+00:00"))
-        database.append(self.recorder.log.path, kept)
+        kept = self.recorder.keep(
+            stage,
+            Rules(),
+            [
+                (workload, name, outcome(config(workload, name, number), time_s))
+                for number, time_s in times.items()
+            ],
+        )
+        when = f"2026-11-25T10:{self._minute:02}:00+00:00"
+        self.recorder.records[-len(kept) :] = [replace(record, when=when) for record in kept]
 
     def meetings(self, *workloads: Workload, only: tuple[str, ...]) -> list[set[tuple[str, str]]]:
         """Who would meet now: kernel and config."""
@@ -127,6 +130,12 @@ class Logged:
 
 def config(workload: Workload, name: str, number: int) -> Config:
     return next(islice(kernel(name).space(workload, ZNVER4), number, None))
+
+
+def outcome(config: Config, time_s: float | None) -> Outcome:
+    if time_s is None:
+        return Outcome(config=config, error="timeout: no answer after 300 s")
+    return Outcome(config=config, seconds=(time_s,), checked=True)
 
 
 def entry(workload: Workload, name: str, number: int) -> tuple[str, str]:
@@ -150,6 +159,48 @@ def test_whoever_won_before_meets_the_new_ones(tmp_path: Path) -> None:
     log.keep(workload, old, "final", {0: 41})
     log.keep(workload, new, "final", {number: 30 + number for number in range(6)})
     assert log.meetings(workload, only=(new,)) == []
+
+
+def test_whoever_failed_in_a_meeting_has_not_met(tmp_path: Path) -> None:
+    workload = Depthwise(N=1, Hi=14, Wi=14, C=32, stride=1, pad=(1, 1, 1, 1))
+    log = Logged(tmp_path / "log.jsonl")
+    log.keep(workload, "te.depthwise", "trial", {0: 1, 1: 2})
+    log.keep(workload, "te.depthwise", "final", {0: None, 1: 2})
+    both = {entry(workload, "te.depthwise", number) for number in range(2)}
+    assert log.meetings(workload, only=("te.depthwise",)) == [both]
+    log.keep(workload, "te.depthwise", "final", {0: 1, 1: 2})
+    assert log.meetings(workload, only=("te.depthwise",)) == []
+
+
+def test_a_meeting_is_in_the_log_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the last winner it would decide all the same."""
+    workload = Depthwise(N=1, Hi=14, Wi=14, C=32, stride=1, pad=(1, 1, 1, 1))
+    log, writes = Logged(tmp_path / "log.jsonl"), []
+    monkeypatch.setattr(
+        "os.write",
+        lambda file, content, write=os.write: writes.append(file) or write(file, content),
+    )
+    log.keep(workload, "te.depthwise", "final", {0: 1, 1: 2, 2: None})
+    assert len(writes) == 1
+    assert len(database.read(tmp_path / "log.jsonl").records) == 3
+
+
+def test_two_in_one_come_right_behind_the_two(tmp_path: Path) -> None:
+    """So that a budget that ends early has decided whole blocks, the heaviest first."""
+    log = Logged(tmp_path / "log.jsonl")
+    small, large = ([layer.workload for layer in net.layers[1:3]] for net in (SMALL, LARGE))
+    seconds = {"Depthwise": 1e-6, "Pointwise": 5e-6, "Separable": 5.5e-6}
+    searches = []
+    for factor, (depthwise, pointwise) in ((1, small), (2, large)):
+        together = Separable.of(depthwise, pointwise)
+        assert together is not None
+        for workload in (together, pointwise, depthwise):
+            kind = type(workload).__name__
+            time_s = factor * seconds[kind]
+            log.keep(workload, f"te.{kind.lower()}", "trial", {0: time_s, 1: time_s})
+            searches += searches_of({workload: 1.0}, log.recorder, [f"te.{kind.lower()}"])
+    order = [rivals[0][0].workload for rivals in finalists(searches, log.recorder)]
+    assert order == [*large, Separable.of(*large), *small, Separable.of(*small)]
 
 
 def test_two_in_one_meet_the_two_anew_when_these_have_met(tmp_path: Path) -> None:

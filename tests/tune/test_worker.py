@@ -126,6 +126,13 @@ def test_death_is_told_with_its_status(
     assert str(caught.value) == f"worker process ended with status {status}"
 
 
+def test_interrupt_is_for_whoever_asks(worker: Worker) -> None:
+    """A terminal sends Ctrl-C to every process of a command."""
+    process = worker.call(os.getpid, timeout_s=LONG_S)
+    worker.call(kill_self, signal.SIGINT, timeout_s=LONG_S)
+    assert worker.call(os.getpid, timeout_s=LONG_S) == process
+
+
 def test_answer_that_cannot_be_sent(worker: Worker) -> None:
     with pytest.raises((WorkerCrash, WorkerError)):
         worker.call(unpicklable, timeout_s=LONG_S)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from kernels.version import version
@@ -13,19 +14,23 @@ from targets.target import Target
 from tune import database
 from tune.database import Record
 from tune.pins import PINS
-from tune.pipeline.records import Log, own
+from tune.pipeline.records import own
 from tune.plan import winner
 from tune.runners.protocol import Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorder:
-    """Turns outcomes into records, in the log before anybody sees them."""
+    """Turns outcomes into records, in the log before anybody sees them.
+
+    records  what the log and its hints held, and all that was kept since
+    """
 
     target: Target
     threads: int
     estimator: str | None
-    log: Log
+    log: Path
+    records: list[Record]
     peak_flops: float
 
     def own(self, records: Sequence[Record], workload: Workload, kernel: str) -> list[Record]:
@@ -37,9 +42,18 @@ class Recorder:
         return winner(workload, records, self.target, self.threads, self.estimator)
 
     def keep(
-        self, workload: Workload, kernel: str, stage: str, outcome: Outcome, protocol: Any
+        self, stage: str, protocol: Any, results: Iterable[tuple[Workload, str, Outcome]]
+    ) -> list[Record]:
+        """The records of what became of workloads with kernels, all in the log at once."""
+        records = [self._record(stage, protocol, *result) for result in results]
+        database.append(self.log, records)
+        self.records.extend(records)
+        return records
+
+    def _record(
+        self, stage: str, protocol: Any, workload: Workload, kernel: str, outcome: Outcome
     ) -> Record:
-        record = Record(
+        return Record(
             workload=workload.key,
             kernel=kernel,
             kernel_version=version(kernel, self.target.kind, workload.dtype),
@@ -60,5 +74,3 @@ class Recorder:
             tvm=PINS["apache-tvm"],
             when=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        database.append(self.log.path, [record])
-        return record

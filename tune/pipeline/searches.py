@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kernels import KERNELS, kernel, kernels_for
@@ -85,7 +85,7 @@ def searches_of(
                 f"kernel {name!r} is not known; expected one of {', '.join(KERNELS)}; "
                 f"leave --kernel out for all"
             )
-    target, records = recorder.target, recorder.log.records()
+    target, records = recorder.target, recorder.records
     searches = []
     for workload, weight in weights.items():
         for name in kernels_for(workload, target):
@@ -162,26 +162,36 @@ def finalists(
 
     most  of the fastest, from how many workloads have yet to meet
 
-    Single layers come first, and those that networks spend most time on. What two layers take in
-    one is compared with the two: it meets them anew when one of them has another winner.
+    Those come first that networks spend most time on, but two layers in one right behind the two,
+    with which it is compared: it meets them anew when one of them has another winner.
     """
     ways: defaultdict[Workload, list[Search]] = defaultdict(list)
     for search in searches:
         ways[search.workload].append(search)
 
     def spent_s(workload: Workload) -> float:
-        return min(way.weight * (way.best_s() or math.inf) for way in ways[workload])
+        return min((w.weight * (w.best_s() or math.inf) for w in ways[workload]), default=math.inf)
 
-    wanted = [workload for workload, found in ways.items() if any(way.open for way in found)]
+    wanted = {workload for workload, found in ways.items() if any(way.open for way in found)}
     remaining = len(wanted)
-    for fused in (False, True):  # read anew, since these depend on what the others have become
-        records = [record for record in recorder.log.records() if record.stage == "final"]
-        workloads = [workload for workload in wanted if isinstance(workload, Separable) is fused]
-        for workload in sorted(workloads, key=spent_s, reverse=True):
-            rivals = _rivals(workload, ways[workload], records, recorder, most(remaining))
-            remaining -= 1
-            if len(rivals) > 1:
-                yield rivals
+    for workload in _by_block(sorted(ways, key=spent_s, reverse=True)):
+        if workload not in wanted:
+            continue
+        finals = [record for record in recorder.records if record.stage == "final"]
+        rivals = _rivals(workload, ways[workload], finals, recorder, most(remaining))
+        remaining -= 1
+        if len(rivals) > 1:
+            yield rivals
+
+
+def _by_block(workloads: Iterable[Workload]) -> dict[Workload, None]:
+    """The same, but two layers in one right behind the two."""
+    ordered: dict[Workload, None] = {}
+    for workload in workloads:
+        if isinstance(workload, Separable):
+            ordered |= dict.fromkeys((workload.depthwise, workload.pointwise))
+        ordered[workload] = None
+    return ordered
 
 
 def in_time(left_s: float, each_s: float, remaining: int) -> int:
@@ -218,6 +228,7 @@ def _rivals(
         (search.kernel, record.config)
         for search in ways
         for record in recorder.own(records, workload, search.kernel)
+        if record.seconds
     ]
     fresh = any(search.open and (search.kernel, config) not in met for search, config in rivals)
     return rivals if fresh or _outdated(workload, last, records, recorder) else []

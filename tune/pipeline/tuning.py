@@ -99,7 +99,8 @@ def tune(
             target=target,
             threads=runner.threads,
             estimator=site.estimator,
-            log=log,
+            log=log.path,
+            records=list(log.records()),
             peak_flops=runner.peak_flops(networks[0][0].workload.dtype),
         )
         searches = searches_of(weights(networks, runner.fuses), recorder, kernels)
@@ -134,9 +135,8 @@ def tune(
                 search.space, search.history, seed=seed, count=count, seeds=search.seeds
             )
             for outcome in runner.measure(search.workload, search.kernel, configs):
-                record = recorder.keep(
-                    search.workload, search.kernel, "trial", outcome, runner.trial
-                )
+                result = (search.workload, search.kernel, outcome)
+                [record] = recorder.keep("trial", runner.trial, [result])
                 search.history.append((outcome.config, record.time_s))
                 done += 1
                 yield progress(record, search)
@@ -155,15 +155,15 @@ def tune(
             if left is not None and left <= 0:
                 break
             layers = stage(networks, rivals[0][0].workload)
-            choices = plan(layers, log.records(), target, runner.threads, fuse=False)
+            choices = plan(layers, recorder.records, target, runner.threads, fuse=False)
             network = [_entry(c.workload, c.kernel, c.config) for c in choices]
             entries = [_entry(search.workload, search.kernel, config) for search, config in rivals]
             outcomes = runner.compete(network, entries)
             met += len(rivals)
-            for (search, _), outcome in zip(rivals, outcomes, strict=False):
-                record = recorder.keep(
-                    search.workload, search.kernel, "final", outcome, runner.final
-                )
+            ways = [search for search, _ in rivals[: len(outcomes)]]
+            results = [(w.workload, w.kernel, o) for w, o in zip(ways, outcomes, strict=True)]
+            records = recorder.keep("final", runner.final, results)
+            for search, record in zip(ways, records, strict=True):
                 yield progress(record, search)
 
 

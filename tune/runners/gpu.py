@@ -17,6 +17,7 @@ from tune import ceilings
 from tune.runners.builders import Builders
 from tune.runners.candidate import Candidate
 from tune.runners.graphs import check, time_alone, time_in_turns
+from tune.runners.meeting import together
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout, failure
 
@@ -138,22 +139,20 @@ class GpuRunner:
         missing = [e for e in dict.fromkeys((*apart, *rivals)) if e not in self._finalists]
         self._finalists |= dict(zip(missing, self._builders.build(missing), strict=True))
         parts = [self._finalists[entry] for entry in apart]
-        built = [self._finalists[entry] for entry in rivals]
-        runnable = [each for each in built if isinstance(each, Candidate)]
         sound = [part for part in parts if isinstance(part, Candidate)]
+        sound = sound if len(sound) == len(parts) else []
         touched = sum(moved_bytes(entry.workload) for entry in network)
         touched = min(touched, self.trial.rotate_bytes)  # more than that changes nothing
-        outcomes: list[Outcome] = []
-        if runnable:
-            arguments = (runnable, sound if len(sound) == len(parts) else [], touched, self.final)
+
+        def meet(rivals: Sequence[Candidate]) -> list[Outcome]:
+            arguments = (rivals, sound, touched, self.final)
             try:
-                outcomes = self._bench.call(time_in_turns, *arguments, timeout_s=TURNS_TIMEOUT_S)
-            except (WorkerError, WorkerCrash, WorkerTimeout) as error:
+                return self._bench.call(time_in_turns, *arguments, timeout_s=TURNS_TIMEOUT_S)
+            except (WorkerError, WorkerCrash, WorkerTimeout):
                 self._bench.stop()
-                why = failure(error)
-                outcomes = [Outcome(config=candidate.config, error=why) for candidate in runnable]
-        timed = iter(outcomes)
-        return [one if isinstance(one, Outcome) else next(timed) for one in built]
+                raise
+
+        return together(meet, [self._finalists[entry] for entry in rivals])
 
     def _run(self, step: object, built: Candidate | Outcome, *arguments: object) -> Outcome:
         """The outcome of a step with a candidate, in the worker, which a failure ends."""

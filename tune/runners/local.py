@@ -15,6 +15,7 @@ from kernels.workload import Workload
 from targets.target import Target
 from tune.runners.builders import Builders
 from tune.runners.candidate import Candidate, Loaded
+from tune.runners.meeting import together
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.rehearsal import Rehearsal, rehearse
 from tune.runners.samples import settled
@@ -96,27 +97,18 @@ class LocalRunner:
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """One outcome a rival, in their order: its time inside `network`, taken in turns.
 
-        network  what computes each layer, first to last; when it cannot be built, that is every
-                 rival's error
+        network  what computes each layer, first to last; what cannot be built is left out
         rivals   for one workload of the network, or for two layers in one
         """
         missing = [e for e in dict.fromkeys((*network, *rivals)) if e not in self._finalists]
         self._finalists |= dict(zip(missing, self._builders.build(missing), strict=True))
-        parts = [self._finalists[entry] for entry in network]
-        built = [self._finalists[entry] for entry in rivals]
-        runnable = [candidate for candidate in built if isinstance(candidate, Candidate)]
-        broken = next((part.error for part in parts if isinstance(part, Outcome)), None)
-        outcomes: list[Outcome] = []
-        if broken is None and runnable:
-            try:
-                timeout_s = REHEARSAL_TIMEOUT_S
-                outcomes = self._bench.call(rehearse, parts, runnable, FINAL, timeout_s=timeout_s)
-            except (WorkerError, WorkerCrash, WorkerTimeout) as error:
-                broken = failure(error)
-        if broken is not None:
-            outcomes = [Outcome(config=candidate.config, error=broken) for candidate in runnable]
-        timed = iter(outcomes)
-        return [one if isinstance(one, Outcome) else next(timed) for one in built]
+        known = [self._finalists[entry] for entry in network]
+        parts = [part for part in known if isinstance(part, Candidate)]
+
+        def meet(rivals: Sequence[Candidate]) -> list[Outcome]:
+            return self._bench.call(rehearse, parts, rivals, FINAL, timeout_s=REHEARSAL_TIMEOUT_S)
+
+        return together(meet, [self._finalists[entry] for entry in rivals])
 
 
 def _peak(target: Target, dtype: str, threads: int) -> float:

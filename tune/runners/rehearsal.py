@@ -47,13 +47,14 @@ def rehearse(
 ) -> list[Outcome]:
     """One outcome a rival, in their order: its time in the layers that it can compute.
 
-    network  what computes each layer, first to last; each rival in turn stands in for the layers of
-             its workload, two each where it computes two in one, and they take turns, too
+    network  what computes each layer, first to last, as far as it could be built; each rival in
+             turn stands in for the layers of its workload, two each where it computes two in one,
+             and they take turns, too; where there are none it comes last
     """
     loaded = [_loaded(rival) for rival in rivals]
-    stage = _Stage(network, rivals[0].workload)
+    stage = _Stage(network, rivals)
     sound = [rival for rival, ready in zip(rivals, loaded, strict=True) if ready.error is None]
-    apart = (None,) if isinstance(rivals[0].workload, Separable) else ()
+    apart = (None,) if stage.has_both else ()
     fastest = in_turns(
         (*sound, *apart),
         lambda rival: stage.sample(rival, rehearsal),
@@ -75,20 +76,25 @@ def rehearse(
 class _Stage:
     """A network whose layers pass two buffers to and fro, as the compiled one's do.
 
-    workload  of the layers that rivals stand in for
+    has_both  whether two layers are in it that rivals compute in one
     """
 
-    def __init__(self, network: Sequence[Candidate], workload: Workload) -> None:
-        self._scenes = tuple(_scenes(network, workload))
+    def __init__(self, network: Sequence[Candidate], rivals: Sequence[Candidate]) -> None:
         import tvm
 
+        workload = rivals[0].workload
+        scenes = tuple(_scenes(network, workload))
+        known = any(timed for _, timed in scenes)
+        self.has_both = known and isinstance(workload, Separable)
+        self._scenes = scenes if known else (*scenes, ((), True))
+        players = (*network, *rivals)
         largest = max(
-            prod(shape) for part in network for shape in (part.shapes[0], part.shapes[-1])
+            prod(shape) for part in players for shape in (part.shapes[0], part.shapes[-1])
         )
         # Of TVM's own memory, which is aligned as compiled code expects.
-        dtype = network[0].workload.dtype
+        dtype = players[0].workload.dtype
         self._buffers = tuple(tvm.runtime.empty((largest,), dtype) for _ in range(2))
-        self._image = tvm.runtime.tensor(case(network[0].workload)[0].ravel())
+        self._image = tvm.runtime.tensor(case(players[0].workload)[0].ravel())
 
     def sample(self, rival: Candidate | None, rehearsal: Rehearsal) -> float:
         """Mean seconds of what `rival` stands in for; None leaves the network as it is."""

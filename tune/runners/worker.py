@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -92,7 +93,8 @@ class Worker:
 
 
 def _serve(pipe: Connection, threads: int) -> None:
-    """Answer calls until the pipe closes."""
+    """Answer calls until the pipe closes. Ctrl-C in a terminal means whoever asks, and ends it."""
+    signal.signal(signal.SIGINT, lambda *_: None)
     use_threads(threads)
     while True:
         try:
