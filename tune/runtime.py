@@ -113,10 +113,7 @@ class Network:
 def load(path: str | Path, threads: int | None = None) -> Network:
     """The network in the library at `path`, to run on so many threads; the manifest's by default.
 
-    The thread count holds for the process: TVM has one pool for each thread that calls, sized when
-    it first works. Its threads are bound to cores only when they are all that the machine has: TVM
-    counts cores from the first, where several processes would meet. TVM_BIND_THREADS=0 or 1 decides
-    otherwise.
+    The thread count holds for the process, as `use_threads` says.
     UsageError when the files are missing or no artifact; SetupError when this machine or TVM cannot
     run it.
     """
@@ -126,16 +123,29 @@ def load(path: str | Path, threads: int | None = None) -> Network:
     _check_machine(manifest, library)
     _check_library(manifest, library)
     count = threads or manifest["threads"]
-    os.environ["TVM_NUM_THREADS"] = str(count)
-    os.environ.setdefault("TVM_BIND_THREADS", str(int(count >= (os.cpu_count() or 1))))
+    use_threads(count)
     import tvm
 
-    tvm.get_global_func("runtime.config_threadpool")(1, count)
     device = tvm.cpu()
     if manifest["target"]["kind"] == "cuda":
         load_cuda()
         device = tvm.cuda()
     return Network(tvm.runtime.load_module(str(library)), manifest, device)
+
+
+def use_threads(count: int) -> None:
+    """Let TVM run on `count` threads in this process; only before its first parallel loop.
+
+    TVM has one pool for each thread that calls, sized when it first works. It takes both: the
+    variable sizes the pool, the call sets how much of it is used. Its threads are bound to cores
+    only when they are all that the machine has: TVM counts cores from the first, where several
+    processes would meet. TVM_BIND_THREADS=0 or 1 decides otherwise.
+    """
+    os.environ["TVM_NUM_THREADS"] = str(count)
+    os.environ.setdefault("TVM_BIND_THREADS", str(int(count >= (os.cpu_count() or 1))))
+    import tvm
+
+    tvm.get_global_func("runtime.config_threadpool")(1, count)
 
 
 def read_manifest(library: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ that a new one is ready in milliseconds.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
+
+from tune.runtime import use_threads
 
 T = TypeVar("T")
 
@@ -108,17 +109,6 @@ def _serve(pipe: Connection, threads: int) -> None:
         except Exception as error:
             answer = (False, f"{type(error).__name__}: {essence(str(error))}")
         pipe.send(answer)
-
-
-def use_threads(count: int) -> None:
-    """Let TVM run on `count` threads in this process; only before its first parallel loop.
-
-    It takes both: the variable sizes the pool, the call sets how much of it is used.
-    """
-    os.environ["TVM_NUM_THREADS"] = str(count)
-    import tvm
-
-    tvm.get_global_func("runtime.config_threadpool")(1, count)
 
 
 def failure(error: Exception) -> str:
