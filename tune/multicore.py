@@ -6,8 +6,7 @@ One kernel on T threads takes
 
 even      what it takes on one thread in the network, as recorded, by T
 uneven    the thread with the most tasks has ceil(tasks / T) of them, so much longer it works; TVM
-          splits a parallel loop once, and no thread takes over another's turns; a loop that is
-          not parallel is one task
+          splits a parallel loop once, and no thread takes over another's turns
 memory    what its weights take from memory, which all cores share, beyond the two above: they come
           while the cores compute; those that one core alone reads faster than memory gives lie in
           a cache
@@ -140,7 +139,7 @@ def terms(part: Part, threads: int, cores: Cores) -> Terms:
         uneven_s=uneven_s,
         memory_s=max(0.0, memory_s - even_s - uneven_s),
         exchange_s=exchange_s,
-        fork_join_s=sum(grid.parallel for grid in part.grids) * cores.forked_s(threads),
+        fork_join_s=len(part.grids) * cores.forked_s(threads),
     )
 
 

@@ -19,22 +19,14 @@ SPLITS = ("BLOCK_HO", "BLOCK_CI", "CHUNK", "ROWS")
 class Grid:
     """Tasks of one loop.
 
-    rows      parts of the images' pixels
-    columns   parts of the output channels
-    whole     whether a task reads all channels of its pixels, or those of its column alone
-    parallel  whether threads share the loop, or the one that launches others does it all
+    rows     parts of the images' pixels
+    columns  parts of the output channels
+    whole    whether a task reads all channels of its pixels, or those of its column alone
     """
 
     rows: int
     columns: int
     whole: bool
-    parallel: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.parallel and self.tasks != 1:
-            raise ValueError(
-                f"a loop of {self.tasks} tasks that is not parallel; expected 1; share it"
-            )
 
     @property
     def tasks(self) -> int:

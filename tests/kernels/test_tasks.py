@@ -38,7 +38,7 @@ def test_tasks_are_the_turns_of_the_parallel_loops(workload: Workload) -> None:
         configs = list(kernel(name).space(workload, ZNVER4))
         counts = set()
         for config in configs[:: max(1, len(configs) // 8)]:
-            tasks = [grid.tasks for grid in grids(workload, config) if grid.parallel]
+            tasks = [grid.tasks for grid in grids(workload, config)]
             assert tasks == parallel_loops(name, workload, config, ZNVER4)
             counts.add(tuple(tasks))
         assert len(counts) > 1 or name == "te.llvm.conv"  # whose tasks are rows
@@ -49,13 +49,8 @@ def test_tasks_of_every_kernel_that_the_log_chooses(threads: int) -> None:
     records = Log.at(None, ZNVER4).records()
     choices = plan(MobileNet().layers, records, ZNVER4, threads)
     for choice in {choice.workload: choice for choice in choices}.values():
-        tasks = [one.tasks for one in grids(choice.workload, choice.config) if one.parallel]
+        tasks = [one.tasks for one in grids(choice.workload, choice.config)]
         assert tasks == parallel_loops(choice.kernel, choice.workload, choice.config, ZNVER4)
-
-
-def test_a_loop_that_threads_do_not_share_is_one_task() -> None:
-    with pytest.raises(ValueError, match="2 tasks that is not parallel"):
-        Grid(rows=1, columns=2, whole=True, parallel=False)
 
 
 def test_knobs_that_split_do_nothing_else() -> None:

@@ -117,17 +117,6 @@ def test_two_loops_fork_twice() -> None:
     assert found.exchange_s == pytest.approx(read * 3 / 4 / 10e9)
 
 
-def test_a_loop_that_is_not_parallel_is_done_by_one_thread() -> None:
-    head = Head(N=1, H=7, W=7, Ci=1024, Co=1001)
-    pooling = Grid(rows=1, columns=32, whole=False)
-    dense = Grid(rows=1, columns=1, whole=True, parallel=False)
-    found = terms(Part(workload=head, grids=(pooling, dense), alone_s=150e-6), 4, CORES)
-    assert found.fork_join_s == pytest.approx(3e-6)
-    x_bytes = 49 * 1024 * 4
-    dense_s = 150e-6 * weight_bytes(head) / (x_bytes + weight_bytes(head))
-    assert found.even_s + found.uneven_s == pytest.approx(dense_s + (150e-6 - dense_s) / 4)
-
-
 def test_two_layers_in_one_fork_and_exchange_once() -> None:
     both_in_one = Separable(N=1, Hi=14, Wi=14, C=256, Co=512, stride=1, pad=(1, 1, 1, 1))
     apart = [
