@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from measuring import outcomes
 
 from kernels import KERNELS, KINDS
 from kernels.workload import DTYPES
@@ -62,6 +63,6 @@ def test_times_are_those_of_a_gpu(runner: GpuRunner, entries: tuple[Entry, ...])
     assert runner.trial.peak == MATMUL
     assert 0.3 * gpu.tensor_f16_flops < peak < 1.05 * gpu.tensor_f16_flops
     entry = next(each for each in reversed(entries) if each.kernel == "triton.depthwise")
-    [outcome] = runner.measure(entry.workload, entry.kernel, [entry.config])
+    [outcome] = outcomes(runner, entry.workload, entry.kernel, [entry.config])
     assert outcome.error is None
     assert 5e-7 < min(outcome.seconds) <= max(outcome.seconds) < 1e-3

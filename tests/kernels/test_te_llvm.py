@@ -15,6 +15,7 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measuring import outcomes
 from test_te import images, windows
 
 from kernels import KERNELS, kernel, kernels_for
@@ -81,7 +82,7 @@ def test_hostile_shapes_are_right(counting: EstimateRunner, workload: Workload, 
     space = kernel(name).space(workload, A76)
     others = [config for config in space if config != space.default]
     random.Random(workload.key).shuffle(others)
-    for outcome in counting.measure(workload, name, [space.default, *others[:3]]):
+    for outcome in outcomes(counting, workload, name, [space.default, *others[:3]]):
         assert (outcome.error, outcome.checked) == (None, True), outcome.config
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measuring import outcomes
 
 from kernels import kernel, kernels_for
 from kernels.workload import Conv, Depthwise, Head, Pointwise, Separable, Workload, flops
@@ -34,7 +35,7 @@ def test_counts_are_whole_repeatable_and_above_the_floor(
     counting: EstimateRunner, name: str, workload: Pointwise | Depthwise
 ) -> None:
     config = kernel(name).space(workload, TARGET).default
-    first, second = counting.measure(workload, name, [config, config])
+    first, second = outcomes(counting, workload, name, [config, config])
     assert first.checked
     assert first.error is None
     assert first == second
@@ -65,7 +66,7 @@ def test_kernels_are_right_in_both_dtypes(
     for name in kernels_for(workload, TARGET):
         space = kernel(name).space(workload, TARGET)
         configs = list(space)
-        for outcome in counting.measure(workload, name, [space.default, configs[0], configs[-1]]):
+        for outcome in outcomes(counting, workload, name, [space.default, configs[0], configs[-1]]):
             assert (outcome.error, outcome.checked) == (None, True), (name, outcome.config)
 
 
@@ -74,7 +75,7 @@ def test_float16_takes_hardly_more_than_half_the_instructions(counting: Estimate
     for dtype in ("float32", "float16"):
         workload = Pointwise(N=1, H=14, W=14, Ci=256, Co=256, dtype=dtype)
         config = kernel("te.pointwise").space(workload, TARGET).default
-        (outcome,) = counting.measure(workload, "te.pointwise", [config])
+        (outcome,) = outcomes(counting, workload, "te.pointwise", [config])
         counts[dtype] = outcome.seconds[0]
     assert counts["float16"] < 0.6 * counts["float32"]
 
@@ -90,21 +91,21 @@ def test_cycles_are_repeatable_and_fewer_than_instructions(counting: EstimateRun
         pytest.skip("the pipeline model needs llvm-mca")
     config = kernel("te.pointwise").space(POINTWISE, TARGET).default
     with EstimateRunner(TARGET, workers=2, estimator="mca") as modelled:
-        first, second = modelled.measure(POINTWISE, "te.pointwise", [config, config])
+        first, second = outcomes(modelled, POINTWISE, "te.pointwise", [config, config])
         assert first.checked
         assert first == second
         assert modelled.trial.tools.startswith(f"{counting.trial.tools}, llvm-mca")
         assert flops(POINTWISE) / modelled.peak_flops("float32") < first.seconds[0]
-    (counted,) = counting.measure(POINTWISE, "te.pointwise", [config])
+    (counted,) = outcomes(counting, POINTWISE, "te.pointwise", [config])
     assert first.seconds[0] < counted.seconds[0]  # the core starts more than one a cycle
 
 
 def test_outcomes_come_in_the_order_of_their_configs(counting: EstimateRunner) -> None:
     space = kernel("te.pointwise").space(POINTWISE, TARGET)
     configs = [config for config, _ in zip(space, range(5), strict=False)]
-    outcomes = list(counting.measure(POINTWISE, "te.pointwise", configs))
-    assert [outcome.config for outcome in outcomes] == configs
-    assert len({outcome.seconds for outcome in outcomes}) > 1
+    found = list(outcomes(counting, POINTWISE, "te.pointwise", configs))
+    assert [outcome.config for outcome in found] == configs
+    assert len({outcome.seconds for outcome in found}) > 1
 
 
 def test_a_wrong_result_has_no_count(
@@ -118,7 +119,7 @@ def test_a_wrong_result_has_no_count(
 
     monkeypatch.setattr(estimate, "kernel", lambda _: SimpleNamespace(pack=pack))
     config = real.space(POINTWISE, TARGET).default
-    (outcome,) = counting.measure(POINTWISE, "te.pointwise", [config])
+    (outcome,) = outcomes(counting, POINTWISE, "te.pointwise", [config])
     assert outcome.seconds == ()
     assert not outcome.checked
     assert outcome.error is not None
@@ -126,7 +127,7 @@ def test_a_wrong_result_has_no_count(
 
 
 def test_what_cannot_be_built_is_a_result(counting: EstimateRunner) -> None:
-    (outcome,) = counting.measure(POINTWISE, "te.pointwise", [{"BLOCK_P": 0}])
+    (outcome,) = outcomes(counting, POINTWISE, "te.pointwise", [{"BLOCK_P": 0}])
     assert outcome.error is not None
     assert outcome.error.startswith("compile: ")
 
@@ -147,7 +148,7 @@ def test_a_candidate_that_fails_is_a_result(
 
     monkeypatch.setattr(Instrument, "kernel", fail)
     config = kernel("te.pointwise").space(POINTWISE, TARGET).default
-    (outcome,) = counting.measure(POINTWISE, "te.pointwise", [config])
+    (outcome,) = outcomes(counting, POINTWISE, "te.pointwise", [config])
     assert (outcome.seconds, outcome.error) == ((), error)
 
 

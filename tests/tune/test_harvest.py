@@ -86,6 +86,7 @@ class Card:
     """Stands in for the runner: a time for every config, the same each time."""
 
     threads = 1
+    at_once = 1
     fuses = True
     trial = Protocol(rotate_bytes=1 << 20)
     final = Turns()
@@ -115,13 +116,12 @@ class Card:
             return Outcome(config=config, error="wrong: output (0,) is nan")
         return Outcome(config=config, checked=True, **more)
 
-    def measure(
-        self, workload: Workload, kernel: str, configs: Sequence[Config]
-    ) -> Iterator[Outcome]:
-        for config in configs:
-            noise = hash(json.dumps(config, sort_keys=True)) % 97 / 97
-            seconds = (1e-6 + moved_bytes(workload) / 3e12) * (1 + noise)
-            yield self._outcome(workload, kernel, config, seconds=(seconds,) * 5)
+    def measure(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+        for entry in entries:
+            noise = hash(json.dumps(entry.config, sort_keys=True)) % 97 / 97
+            seconds = (1e-6 + moved_bytes(entry.workload) / 3e12) * (1 + noise)
+            arguments = (entry.workload, entry.kernel, entry.config)
+            yield entry, self._outcome(*arguments, seconds=(seconds,) * 5)
 
     def check(self, entries: Sequence[Entry]) -> Iterator[Outcome]:
         for entry in entries:
@@ -130,7 +130,7 @@ class Card:
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         outcomes = []
         for rival in rivals:
-            [one] = self.measure(rival.workload, rival.kernel, [rival.config])
+            [(_, one)] = self.measure([rival])
             apart_s = 9e-6 if isinstance(rival.workload, Separable) else None
             outcomes.append(
                 Outcome(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from measuring import outcomes
 
 from kernels import kernel
 from kernels.space import Config
@@ -49,7 +50,7 @@ def runner() -> Iterator[LocalRunner]:
 @pytest.fixture(autouse=True)
 def _recovers(runner: LocalRunner) -> Iterator[None]:
     yield
-    [outcome] = runner.measure(WORKLOAD, "te.pointwise", [RIGHT])
+    [outcome] = outcomes(runner, WORKLOAD, "te.pointwise", [RIGHT])
     assert outcome.error is None
 
 
@@ -59,7 +60,7 @@ def measured(
     """The outcome of the default config when candidates are built by `build`."""
     with monkeypatch.context() as patch:
         patch.setattr(builders, "build", build)
-        [outcome] = runner.measure(WORKLOAD, "te.pointwise", [RIGHT])
+        [outcome] = outcomes(runner, WORKLOAD, "te.pointwise", [RIGHT])
     assert outcome.config == RIGHT
     assert outcome.error is not None
     assert "\n" not in outcome.error
@@ -69,9 +70,9 @@ def measured(
 
 def test_right_candidates_have_times(runner: LocalRunner) -> None:
     configs = list(SPACE)[:3]
-    outcomes = list(runner.measure(WORKLOAD, "te.pointwise", configs))
-    assert [outcome.config for outcome in outcomes] == configs
-    for outcome in outcomes:
+    found = list(outcomes(runner, WORKLOAD, "te.pointwise", configs))
+    assert [outcome.config for outcome in found] == configs
+    for outcome in found:
         assert (outcome.error, outcome.checked) == (None, True)
         assert len(outcome.seconds) == TRIAL.repeat
         assert all(0 < second < math.inf for second in outcome.seconds)
@@ -79,9 +80,9 @@ def test_right_candidates_have_times(runner: LocalRunner) -> None:
 
 def test_config_that_does_not_compile_is_a_result_among_others(runner: LocalRunner) -> None:
     wrong: list[Config] = [{}, RIGHT | {"BLOCK_P": 0}, RIGHT | {"CHUNK": "all"}]
-    outcomes = list(runner.measure(WORKLOAD, "te.pointwise", [wrong[0], RIGHT, *wrong[1:]]))
-    assert outcomes[1].error is None
-    for outcome in (outcomes[0], *outcomes[2:]):
+    found = list(outcomes(runner, WORKLOAD, "te.pointwise", [wrong[0], RIGHT, *wrong[1:]]))
+    assert found[1].error is None
+    for outcome in (found[0], *found[2:]):
         assert outcome.error is not None
         assert outcome.error.startswith("compile: ")
         assert "\n" not in outcome.error
@@ -199,5 +200,5 @@ def test_peak_is_that_of_a_machine(runner: LocalRunner) -> None:
 def test_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with LocalRunner(TARGET, threads=1, builders=1) as runner:
-        assert [o.error for o in runner.measure(WORKLOAD, "te.pointwise", [RIGHT])] == [None]
+        assert [o.error for o in outcomes(runner, WORKLOAD, "te.pointwise", [RIGHT])] == [None]
     assert list(tmp_path.iterdir()) == []

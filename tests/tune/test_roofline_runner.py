@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+from measuring import outcomes
 
 from kernels.space import Config
 from kernels.workload import Pointwise, flops, moved_bytes
@@ -65,9 +66,9 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Any]]]
         def judged(**fates: Fate) -> list[Any]:
             monkeypatch.setattr(Compiler, "fates", fates, raising=False)
             configs: list[Config] = [{"FATE": name} for name in fates]
-            outcomes = list(runner.measure(WORKLOAD, "triton.pointwise", configs))
-            assert [outcome.config for outcome in outcomes] == configs
-            return outcomes
+            found = list(outcomes(runner, WORKLOAD, "triton.pointwise", configs))
+            assert [outcome.config for outcome in found] == configs
+            return found
 
         yield judged
 

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from measuring import outcomes
 from rpc_servers import HOST, Server, TrackerProcess, free_port
 
 from kernels import kernel
@@ -174,13 +175,13 @@ def test_measures_what_the_command_line_serves() -> None:
             entries = [
                 Entry(workload=WORKLOAD, kernel=KERNEL, config=config) for config in configs(3)
             ]
-            outcomes = list(runner.measure(WORKLOAD, KERNEL, configs(3)))
+            found = list(outcomes(runner, WORKLOAD, KERNEL, configs(3)))
             finals = runner.compete([], entries)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert {str(outcome.config) for outcome in outcomes} == {str(one) for one in configs(3)}
-    for outcome in outcomes:
+    assert {str(outcome.config) for outcome in found} == {str(one) for one in configs(3)}
+    for outcome in found:
         assert outcome.error is None
         assert outcome.checked
         assert len(outcome.seconds) == 5
@@ -196,7 +197,7 @@ def test_device_is_read_from_the_board(server: Server) -> None:
 def test_another_core_than_asked_for_is_said(server: Server) -> None:
     said: list[str] = []
     with RpcRunner(x86.DEVICES["x86-64-v3"], server.endpoint, notice=said.append) as runner:
-        list(runner.measure(WORKLOAD, KERNEL, []))
+        list(outcomes(runner, WORKLOAD, KERNEL, []))
     assert len(said) == 1
     assert f"is {TARGET.device}; expected x86-64-v3" in said[0]
 
@@ -356,10 +357,10 @@ def test_board_hangs_for_a_while(server: Server, guard: Path, fresh: list[Candid
 
 def test_run_that_is_left_ends_at_once(server: Server) -> None:
     with RpcRunner(TARGET, server.endpoint, threads=1, builders=2) as runner:
-        outcomes = runner.measure(WORKLOAD, KERNEL, configs(12))
-        next(outcomes)
-        outcomes.close()  # type: ignore[attr-defined]
-        assert [one.error for one in runner.measure(WORKLOAD, KERNEL, configs(2))] == [None] * 2
+        found = outcomes(runner, WORKLOAD, KERNEL, configs(12))
+        next(found)
+        found.close()  # type: ignore[attr-defined]
+        assert [one.error for one in outcomes(runner, WORKLOAD, KERNEL, configs(2))] == [None] * 2
 
 
 def test_tracker_shares_work_among_boards(
@@ -412,7 +413,7 @@ def test_runner_finds_boards_by_key(tracker: TrackerProcess, listen: Callable[..
     with pytest.raises(SetupError, match=r"no board serves 'pie'.* expected one of pi; start one"):
         RpcRunner(TARGET, tracker.endpoint, key="pie")
     with RpcRunner(TARGET, tracker.endpoint, key="pi", threads=1, builders=2) as runner:
-        assert all(one.checked for one in runner.measure(WORKLOAD, KERNEL, configs(8)))
+        assert all(one.checked for one in outcomes(runner, WORKLOAD, KERNEL, configs(8)))
 
 
 def test_boards_keep_no_files(server: Server, guard: Path, fresh: list[Candidate]) -> None:

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from measuring import outcomes
 
 from kernels.space import Config, Constraint, Knob, Space
 from kernels.workload import Pointwise
@@ -90,8 +91,8 @@ def log(seed: int, noise: float = 0.01) -> list[Record]:
 
 
 def measure(runner: Runner, configs: list[Config]) -> History:
-    outcomes = runner.measure(WORKLOAD, "fake", configs)
-    return [(o.config, statistics.median(o.seconds) if o.seconds else None) for o in outcomes]
+    found = outcomes(runner, WORKLOAD, "fake", configs)
+    return [(o.config, statistics.median(o.seconds) if o.seconds else None) for o in found]
 
 
 def searched(seed: int) -> History:
@@ -248,19 +249,19 @@ def test_replay_answers_as_recorded() -> None:
     unknown = CONFIGS[-1]
     runner: Runner = ReplayRunner([ran, failed])
     asked = [failed.config, unknown, ran.config]
-    first, second, third = runner.measure(WORKLOAD, "fake", asked)
+    first, second, third = outcomes(runner, WORKLOAD, "fake", asked)
     assert first == Outcome(config=failed.config, error="compile: no")
     assert (second.config, second.seconds, second.checked) == (unknown, (), False)
     assert (second.error or "").startswith("run: not recorded")
     assert third == Outcome(config=ran.config, seconds=ran.seconds, checked=True)
-    (other,) = runner.measure(WORKLOAD, "another kernel", [ran.config])
+    (other,) = outcomes(runner, WORKLOAD, "another kernel", [ran.config])
     assert other.error is not None
 
 
 def test_replay_takes_the_last_answer_of_one_place() -> None:
     ran = log(seed=0)[0]
     again, final = replace(ran, seconds=(2.0,)), replace(ran, seconds=(3.0,), stage="final")
-    (outcome,) = ReplayRunner([ran, again, final]).measure(WORKLOAD, "fake", [ran.config])
+    (outcome,) = outcomes(ReplayRunner([ran, again, final]), WORKLOAD, "fake", [ran.config])
     assert outcome.seconds == (2.0,)
     with pytest.raises(ValueError, match="znver4"):
         ReplayRunner([ran, replace(ran, device="znver4")])

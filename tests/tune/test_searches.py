@@ -19,6 +19,7 @@ from tune.pipeline.recorder import Recorder
 from tune.pipeline.searches import (
     FINALISTS,
     Search,
+    batch,
     chosen,
     finalists,
     in_time,
@@ -87,6 +88,35 @@ def test_two_layers_in_one_wait_for_the_two() -> None:
     assert next_one(*searches) is apart[0]  # far behind, it is not worth more trials
     alone = replace(fused, history=[])
     assert next_one(alone) is alone  # where nobody searches the two
+
+
+def test_builders_that_would_be_idle_work_for_the_next_searches() -> None:
+    searches = [
+        Search(
+            workload=layer.workload,
+            kernel="te.any",
+            weight=1.0,
+            space=Space(knobs=(Knob("A", tuple(range(5)), 0),), constraints=()),
+            size=5,
+            seeds=[{"A": 0}, {"A": 1}],
+        )
+        for layer in SMALL.layers[1:6:2]
+    ]
+
+    def asked(at_once: int, left: int | None = None) -> list[list[Config]]:
+        """Of each search."""
+        found = batch(searches, 1e11, 96, 0.001, at_once=at_once, left=left)
+        assert all(entry.workload == search.workload for entry, search in found.items())
+        return [[e.config for e, s in found.items() if s is search] for search in searches]
+
+    first = [{"A": 0}, {"A": 1}]
+    assert sorted(map(len, asked(1))) == [0, 0, 2]
+    assert sorted(map(len, asked(3))) == [0, 2, 2]
+    assert asked(99) == [first] * 3
+    assert sorted(map(len, asked(99, left=3))) == [0, 1, 2]
+    for search in searches:
+        search.history += [({"A": number}, 1e-4) for number in range(5)]
+    assert asked(99) == [[]] * 3
 
 
 @dataclass(frozen=True)

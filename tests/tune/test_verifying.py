@@ -47,7 +47,7 @@ class Simulated:
     memory_bytes_per_s  what its memory gives
     """
 
-    trial, final, threads, fuses = TRIAL, FINAL, 1, True
+    trial, final, threads, at_once, fuses = TRIAL, FINAL, 1, 1, True
 
     def __init__(
         self,
@@ -80,11 +80,9 @@ class Simulated:
     def memory_bytes_per_s(self) -> float:
         return self._memory_bytes_per_s
 
-    def measure(
-        self, workload: Workload, kernel: str, configs: Sequence[Config]
-    ) -> Iterator[Outcome]:
-        for config in configs:
-            yield self._outcome("trial", workload, config)
+    def measure(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+        for entry in entries:
+            yield entry, self._outcome("trial", entry.workload, entry.config)
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         assert [entry.workload for entry in network] == [layer.workload for layer in MODEL.layers]

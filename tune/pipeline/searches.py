@@ -15,10 +15,12 @@ from tune.database import Record
 from tune.errors import UsageError
 from tune.mobilenet import Layer
 from tune.pipeline.recorder import Recorder
+from tune.runners.protocol import Entry
 from tune.scheduler import FIRST, Task, choose
-from tune.search import expected_gain
+from tune.search import expected_gain, propose
 from tune.transfer import similar
 
+BATCH = 8  # trials of one search, before it learns from them
 FINALISTS = 6
 
 
@@ -113,12 +115,50 @@ def searches_of(
     return searches
 
 
+def batch(
+    searches: Sequence[Search],
+    peak_flops: float,
+    most: int,
+    worthwhile: float,
+    *,
+    at_once: int,
+    left: int | None = None,
+    seed: int = 0,
+) -> dict[Entry, Search]:
+    """What to measure next, and for which search; nothing when no search is worth its time.
+
+    most     trials of one search
+    at_once  entries at least, if need be of the several searches that are worth most
+    left     trials that may be made in all
+    """
+    entries: dict[Entry, Search] = {}
+    busy: list[Search] = []
+    while len(entries) < min(at_once, at_once if left is None else left):
+        search = chosen(searches, peak_flops, most, worthwhile, busy)
+        if search is None:
+            break
+        busy.append(search)
+        first = search.first - search.trials
+        count = BATCH if first <= 0 else min(BATCH, first)
+        count = count if left is None else min(count, left - len(entries))
+        configs = propose(search.space, search.history, seed=seed, count=count, seeds=search.seeds)
+        for config in configs:
+            entry = Entry(workload=search.workload, kernel=search.kernel, config=config)
+            entries[entry] = search
+    return entries
+
+
 def chosen(
-    searches: Sequence[Search], peak_flops: float, most: int, worthwhile: float
+    searches: Sequence[Search],
+    peak_flops: float,
+    most: int,
+    worthwhile: float,
+    busy: Sequence[Search] = (),
 ) -> Search | None:
     """The search where the networks can gain most, None when none is worth its time.
 
     most  trials of one search
+    busy  searches that wait for trials already
     """
     searches = [search for search in searches if search.open]
     by_key = {f"{search.workload.key} {search.kernel}": search for search in searches}
@@ -127,6 +167,8 @@ def chosen(
         ways[search.workload][search.kernel] = search.best_s() or math.inf
     tasks = []
     for key, search in by_key.items():
+        if any(search is one for one in busy):
+            continue
         trials, workload = search.trials, search.workload
         rivals = [s for name, s in ways[workload].items() if name != search.kernel]
         if isinstance(workload, Separable):

@@ -18,7 +18,7 @@ from tune.pipeline.records import Log
 from tune.pipeline.searches import (
     FINALISTS,
     Search,
-    chosen,
+    batch,
     finalists,
     in_time,
     searches_of,
@@ -28,7 +28,6 @@ from tune.pipeline.searches import (
 from tune.pipeline.site import Site, runner_at
 from tune.plan import plan
 from tune.runners.protocol import Entry
-from tune.search import propose
 
 
 class Effort(NamedTuple):
@@ -47,7 +46,6 @@ EFFORTS = {
     "full": Effort(trials=96, worthwhile=0.001),
     "max": Effort(trials=1 << 30, worthwhile=0.0),
 }
-BATCH = 8
 FINALS_SHARE = 0.2  # of the budget
 
 
@@ -125,16 +123,19 @@ def tune(
             if left is not None and left <= finals_s:
                 break
             enough = EFFORTS[effort].worthwhile / len(networks)
-            search = chosen(searches, recorder.peak_flops, EFFORTS[effort].trials, enough)
-            if search is None:
-                break
-            count = search.first - search.trials
-            count = BATCH if count <= 0 else min(BATCH, count)
-            count = count if trials is None else min(count, trials - done)
-            configs = propose(
-                search.space, search.history, seed=seed, count=count, seeds=search.seeds
+            entries = batch(
+                searches,
+                recorder.peak_flops,
+                EFFORTS[effort].trials,
+                enough,
+                at_once=runner.at_once,
+                left=None if trials is None else trials - done,
+                seed=seed,
             )
-            for outcome in runner.measure(search.workload, search.kernel, configs):
+            if not entries:
+                break
+            for entry, outcome in runner.measure(list(entries)):
+                search = entries[entry]
                 result = (search.workload, search.kernel, outcome)
                 [record] = recorder.keep("trial", runner.trial, [result])
                 search.history.append((outcome.config, record.time_s))
@@ -157,8 +158,8 @@ def tune(
             layers = stage(networks, rivals[0][0].workload)
             choices = plan(layers, recorder.records, target, runner.threads, fuse=False)
             network = [_entry(c.workload, c.kernel, c.config) for c in choices]
-            entries = [_entry(search.workload, search.kernel, config) for search, config in rivals]
-            outcomes = runner.compete(network, entries)
+            invited = [_entry(search.workload, search.kernel, config) for search, config in rivals]
+            outcomes = runner.compete(network, invited)
             met += len(rivals)
             ways = [search for search, _ in rivals[: len(outcomes)]]
             results = [(w.workload, w.kernel, o) for w, o in zip(ways, outcomes, strict=True)]

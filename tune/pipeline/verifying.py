@@ -134,10 +134,11 @@ def _measure(case: _Case, runner: Runner, network: Sequence[Entry], tolerance: f
     record, workload = case.record, case.choice.workload
     peak_flops = runner.peak_flops(workload.dtype)
     memory_rate = runner.memory_bytes_per_s() or math.inf
+    entry = _entry(case.choice)
     outcomes: Sequence[Outcome] = ()
     if record.stage == "final":
-        outcomes = runner.compete(network, [_entry(case.choice)])
-    (outcome,) = outcomes or runner.measure(workload, record.kernel, [record.config])
+        outcomes = runner.compete(network, [entry])
+    (outcome,) = outcomes or [outcome for _, outcome in runner.measure([entry])]
     if outcome.error is not None:
         case.error = outcome.error
         return

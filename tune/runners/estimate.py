@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels import kernel
-from kernels.space import Config
-from kernels.workload import Workload
 from targets.target import Target
 from tune import mca
 from tune.builder import linker
@@ -66,7 +64,7 @@ class EstimateRunner:
         self._target = target
         self._estimator = ESTIMATORS[estimator]
         self._instrument = instrument(guest(), linker(target))
-        self._judges = workers
+        self.at_once = workers
         self._builders = Builders(target, workers)
         major, minor = self._instrument.guest.emulator.version
         # Models of a core differ from one LLVM to the next.
@@ -87,14 +85,13 @@ class EstimateRunner:
     def memory_bytes_per_s(self) -> None:
         """Not told."""
 
-    def measure(
-        self, workload: Workload, kernel: str, configs: Sequence[Config]
-    ) -> Iterator[Outcome]:
-        """One outcome a config, in their order; its one sample is its cost in nominal seconds."""
-        case(workload)  # once, before all threads ask for it
-        entries = [Entry(workload=workload, kernel=kernel, config=config) for config in configs]
-        with ThreadPoolExecutor(self._judges) as pool:
-            yield from pool.map(self._judge, self._builders.build(entries))
+    def measure(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+        """Each entry and its outcome, in their order; one sample is the cost in nominal seconds."""
+        for workload in {entry.workload for entry in entries}:
+            case(workload)  # once, before all threads ask for it
+        with ThreadPoolExecutor(self.at_once) as pool:
+            outcomes = pool.map(self._judge, self._builders.build(entries))
+            yield from zip(entries, outcomes, strict=True)
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """None: what was estimated once is known."""

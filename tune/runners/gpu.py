@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kernels.space import Config
 from kernels.workload import Separable, Workload, moved_bytes
 from targets.target import Target
 from tune import ceilings
@@ -79,7 +78,7 @@ class GpuRunner:
     fuses = True
 
     def __init__(self, target: Target, builders: int) -> None:
-        self._target = target
+        self._target, self.at_once = target, builders
         self._bench = Worker()
         self._builders = Builders(target, builders)
         self._finalists: dict[Entry, Candidate | Outcome] = {}
@@ -116,13 +115,13 @@ class GpuRunner:
     def memory_bytes_per_s(self) -> None:
         """Not told."""
 
-    def measure(
-        self, workload: Workload, kernel: str, configs: Sequence[Config]
-    ) -> Iterator[Outcome]:
-        """One outcome a config, in their order."""
-        entries = [Entry(workload=workload, kernel=kernel, config=config) for config in configs]
-        for built in list(self._builders.build(entries)):  # no compiler runs beside a measurement
-            yield self._run(time_alone, built, self.trial)
+    def measure(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+        """Each entry and its outcome, in their order.
+
+        Compilers run meanwhile: a GPU that executes a graph does not wait for the host.
+        """
+        for entry, built in zip(entries, self._builders.build(entries), strict=True):
+            yield entry, self._run(time_alone, built, self.trial)
 
     def check(self, entries: Sequence[Entry]) -> Iterator[Outcome]:
         """One outcome an entry, in their order: whether it computes what it should, no time."""

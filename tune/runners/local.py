@@ -9,9 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from kernels.reference import Array
-from kernels.space import Config
 from kernels.te import peak, stream
-from kernels.workload import Workload
 from targets.target import Target
 from tune.runners.builders import Builders
 from tune.runners.candidate import Candidate, Loaded
@@ -57,7 +55,7 @@ class LocalRunner:
     fuses = True
 
     def __init__(self, target: Target, threads: int, builders: int) -> None:
-        self.threads = threads
+        self.threads, self.at_once = threads, builders
         self._target = target
         self._bench = Worker(threads)
         self._builders = Builders(target, builders)
@@ -79,20 +77,11 @@ class LocalRunner:
         arguments = (self._target, self.threads)
         return self._bench.call(_memory_rate, *arguments, timeout_s=RUN_TIMEOUT_S)
 
-    def measure(
-        self, workload: Workload, kernel: str, configs: Sequence[Config]
-    ) -> Iterator[Outcome]:
-        """One outcome a config, in their order."""
-        entries = [Entry(workload=workload, kernel=kernel, config=config) for config in configs]
-        for built in list(self._builders.build(entries)):  # no compiler runs beside a measurement
-            if isinstance(built, Outcome):
-                yield built
-                continue
-            try:
-                yield self._bench.call(time_alone, built, TRIAL, timeout_s=RUN_TIMEOUT_S)
-            except (WorkerError, WorkerCrash, WorkerTimeout) as error:
-                yield Outcome(config=built.config, error=failure(error))
-            built.library.unlink(missing_ok=True)
+    def measure(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+        """Each entry and its outcome, in their order."""
+        built = list(self._builders.build(entries))  # no compiler runs beside a measurement
+        for entry, one in zip(entries, built, strict=True):
+            yield entry, one if isinstance(one, Outcome) else self._timed(one)
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """One outcome a rival, in their order: its time inside `network`, taken in turns.
@@ -109,6 +98,14 @@ class LocalRunner:
             return self._bench.call(rehearse, parts, rivals, FINAL, timeout_s=REHEARSAL_TIMEOUT_S)
 
         return together(meet, [self._finalists[entry] for entry in rivals])
+
+    def _timed(self, candidate: Candidate) -> Outcome:
+        try:
+            return self._bench.call(time_alone, candidate, TRIAL, timeout_s=RUN_TIMEOUT_S)
+        except (WorkerError, WorkerCrash, WorkerTimeout) as error:
+            return Outcome(config=candidate.config, error=failure(error))
+        finally:
+            candidate.library.unlink(missing_ok=True)
 
 
 def _peak(target: Target, dtype: str, threads: int) -> float:

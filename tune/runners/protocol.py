@@ -46,6 +46,7 @@ class Runner(Protocol):
     trial    the rules by which `measure` takes a time, a dataclass
     final    those of `compete`
     threads  that a candidate computes on
+    at_once  candidates that it builds side by side
     fuses    whether a time tells what it saves to compute two layers in one
     """
 
@@ -55,6 +56,8 @@ class Runner(Protocol):
     def final(self) -> Any: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def at_once(self) -> int: ...
     @property
     def fuses(self) -> bool: ...
 
@@ -69,10 +72,8 @@ class Runner(Protocol):
         """What these threads can read from memory; None where nobody tells."""
         ...
 
-    def measure(
-        self, workload: Workload, kernel: str, configs: Sequence[Config]
-    ) -> Iterator[Outcome]:
-        """One outcome a config; in their order unless several boards share the work."""
+    def measure(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+        """Each entry and its outcome, in their order unless several boards share the work."""
         ...
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> Sequence[Outcome]:

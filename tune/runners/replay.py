@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from kernels.space import Config
-from kernels.workload import Workload
 from tune.database import Record
-from tune.runners.protocol import Outcome
+from tune.runners.protocol import Entry, Outcome
 
 
 class ReplayRunner:
@@ -25,21 +24,21 @@ class ReplayRunner:
             )
         self._recorded = {_name(r.workload, r.kernel, r.config): r for r in trials}
 
-    def measure(
-        self, workload: Workload, kernel: str, configs: Sequence[Config]
-    ) -> Iterator[Outcome]:
-        """One outcome a config, in their order; a failure for those that were not recorded."""
-        for config in configs:
-            record = self._recorded.get(_name(workload.key, kernel, config))
-            if record is None:
-                yield Outcome(config=config, error="run: not recorded in the log that is replayed")
-            else:
-                yield Outcome(
-                    config=config,
+    def measure(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+        """Each entry and its outcome, in their order; a failure where none was recorded."""
+        for entry in entries:
+            record = self._recorded.get(_name(entry.workload.key, entry.kernel, entry.config))
+            outcome = Outcome(
+                config=entry.config, error="run: not recorded in the log that is replayed"
+            )
+            if record is not None:
+                outcome = Outcome(
+                    config=entry.config,
                     seconds=record.seconds,
                     error=record.error,
                     checked=record.checked,
                 )
+            yield entry, outcome
 
 
 def _name(workload: str, kernel: str, config: Config) -> tuple[str, str, str]:

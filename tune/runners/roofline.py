@@ -44,7 +44,7 @@ class RooflineRunner:
         cubin.tool()
         self._target = target
         self._assumptions = assumptions
-        self._workers = [Worker() for _ in range(workers)]
+        self._workers, self.at_once = [Worker() for _ in range(workers)], workers
         self.trial = self.final = Protocol(
             assumptions=assumptions,
             tools=", ".join(
@@ -66,20 +66,17 @@ class RooflineRunner:
     def memory_bytes_per_s(self) -> None:
         """Not told."""
 
-    def measure(
-        self, workload: Workload, kernel: str, configs: Sequence[Config]
-    ) -> Iterator[Outcome]:
-        """One outcome a config, in their order; its one sample is the predicted time."""
+    def measure(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+        """Each entry and its outcome, in their order; its one sample is the predicted time."""
         idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:
             idle.put(worker)
 
-        def judge(config: Config) -> Outcome:
-            worker = idle.get()
+        def judge(entry: Entry) -> Outcome:
+            workload, config, worker = entry.workload, entry.config, idle.get()
+            arguments = (workload, entry.kernel, config, self._target)
             try:
-                found = worker.call(
-                    launches, workload, kernel, config, self._target, timeout_s=COMPILE_TIMEOUT_S
-                )
+                found = worker.call(launches, *arguments, timeout_s=COMPILE_TIMEOUT_S)
             except (WorkerError, WorkerCrash) as error:
                 return Outcome(config=config, error=f"compile: {error}")
             except WorkerTimeout as error:
@@ -90,7 +87,7 @@ class RooflineRunner:
 
         with ThreadPoolExecutor(len(self._workers)) as pool:
             try:
-                yield from pool.map(judge, configs)
+                yield from zip(entries, pool.map(judge, entries), strict=True)
             finally:
                 pool.shutdown(cancel_futures=True)
 

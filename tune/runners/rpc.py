@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kernels.reference import Array
-from kernels.space import Config
 from kernels.te import peak
-from kernels.workload import Workload
 from targets import machines
 from targets.target import Endpoint, Target
 from tune.builder import export
@@ -64,7 +62,7 @@ class RpcRunner:
     ) -> None:
         self._target, self._patience = target, patience or Patience()
         self._notice, self._noticed = notice, set[str]()
-        self._threads = threads
+        self._threads, self.at_once = threads, builders
         self._builders = Builders(target, builders)
         self._guard = self._builders.folder / "guard.so"
         try:
@@ -106,13 +104,13 @@ class RpcRunner:
     def memory_bytes_per_s(self) -> None:
         """Not told."""
 
-    def measure(
-        self, workload: Workload, kernel: str, configs: Sequence[Config]
-    ) -> Iterator[Outcome]:
-        """One outcome a config, as boards deliver them. SetupError when the last board is gone."""
-        entries = [Entry(workload=workload, kernel=kernel, config=config) for config in configs]
-        for _, outcome in self._share(self._builders.build(entries), len(entries), TRIAL):
-            yield outcome
+    def measure(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+        """Each entry and its outcome, as boards deliver them.
+
+        SetupError when the last board is gone.
+        """
+        for number, outcome in self._share(self._builders.build(entries), len(entries), TRIAL):
+            yield entries[number], outcome
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """One outcome a rival, in their order, timed alone, in turns on one board.
