@@ -80,6 +80,7 @@ class GpuRunner:
     def __init__(self, target: Target, builders: int) -> None:
         self._target, self.at_once = target, builders
         self._bench = Worker()
+        self._pytorch = Worker()  # whoever has loaded PyTorch measures nothing else
         self._builders = Builders(target, builders)
         self._finalists: dict[Entry, Candidate | Outcome] = {}
         self._peak = DATASHEET
@@ -89,6 +90,7 @@ class GpuRunner:
 
     def __exit__(self, *_: object) -> None:
         self._bench.stop()
+        self._pytorch.stop()
         self._builders.stop()
 
     @property
@@ -101,14 +103,12 @@ class GpuRunner:
 
     def peak_flops(self, dtype: str) -> float:
         """Of a large product of matrices, in float32 as TF32; by the datasheet without PyTorch."""
-        alone = Worker()  # a process that has loaded PyTorch measures nothing else
         try:
-            measured = alone.call(ceilings.matmul_flops, dtype, timeout_s=RUN_TIMEOUT_S)
+            measured = self._pytorch.call(ceilings.matmul_flops, dtype, timeout_s=RUN_TIMEOUT_S)
         except (WorkerError, WorkerCrash, WorkerTimeout):
+            self._pytorch.stop()
             self._peak = DATASHEET
             return self._target.gpu.peak_flops(dtype)
-        finally:
-            alone.stop()
         self._peak = MATMUL
         return measured
 
