@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -178,3 +179,19 @@ def test_runs_on_so_many_threads(count: int) -> None:
 
 def test_nothing_runs_beside_what_is_timed(worker: Worker) -> None:
     assert worker.call(left_behind, timeout_s=LONG_S) == 0
+
+
+def test_nothing_that_workers_are_forked_from_asks_for_a_gpu() -> None:
+    """The question starts the CUDA driver, which a forked process cannot use."""
+    code = (
+        "import torch; asked = []\n"
+        "torch.cuda.is_available = torch.cuda.device_count = lambda: asked.append('asked') or 0\n"
+        "torch.cuda.init = torch.cuda._lazy_init = lambda: asked.append('started')\n"
+        "import os\n"
+        "import tune.runners.preload\n"
+        "print(asked, {name for name in os.environ if name.startswith('TVM_FFI')})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LONG_S
+    )
+    assert done.stdout == "[] set()\n"
