@@ -4,6 +4,9 @@ Each contender runs in a process of its own, started once, because thread pools 
 spin after their work. What it computes is compared with a float64 reference before it is timed.
 Then rounds alternate between the processes, in an order that rotates, so that drift of a shared
 machine falls on all alike.
+
+Where time is short, those that are quickly ready meet first, then once more with the slow ones, as
+far as these are ready by then: times of a result are all of one meeting.
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ from tune.errors import GateError, UsageError
 from tune.mobilenet import MobileNet
 from tune.peers import OURS, PEERS, REFERENCE, Absent, Array, Job, Peer
 from tune.peers.judge import difference, expected_logits
-from tune.peers.process import PeerFailed, Process
+from tune.peers.process import PeerFailed, PeerLate, Process
 
 if TYPE_CHECKING:
     from tune.weights import Weights
+
+NO_TIME = "no time was left for it"  # so begins the reason of who is absent for that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,10 @@ class Rounds:
     pause_s: float = 0.05
     prepare_timeout_s: float = 600.0
     burst_timeout_s: float = 60.0
+
+    def about_s(self, contenders: int) -> float:
+        """How long all rounds take."""
+        return self.count * contenders * (1.5 * self.burst_s + self.pause_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +97,8 @@ def compare(
     reference: Peer = REFERENCE,
     rounds: Rounds | None = None,
     seed: int = 0,
+    deadline: float | None = None,
+    keep: Callable[[Comparison], None] = lambda _: None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Our `library`, always, and `peers` on one random batch of images.
@@ -95,6 +106,8 @@ def compare(
     peak_flops  what the machine can do on `threads` threads
     device      the machine's name, as it shall appear in the result
     place       where all compute, as PyTorch calls it: cpu or cuda
+    deadline    on the clock of `time.monotonic`; a peer that is not ready in time is absent
+    keep        is given each meeting's result; what is slow has met nobody in the first one's
     progress    is told, in a line, what happens
 
     A peer that is not installed or not set up for the model's dtype, fails, hangs or computes
@@ -107,28 +120,50 @@ def compare(
     job = Job.at_random(
         model, weights, threads=threads, seed=seed, library=library.resolve(), place=place
     )
+
+    def left_s() -> float:
+        return math.inf if deadline is None else deadline - time.monotonic()
+
+    meetings = _meetings({OURS: PEERS[OURS], **peers}, short=deadline is not None)
+    entrants: list[_Entrant] = []
     with ExitStack() as stack:
         progress("computing what is expected")
         judged = replace(job, threads=threads if place == "cpu" else os.cpu_count() or 1)
-        expected = expected_logits(judged, rounds.prepare_timeout_s, reference)
-        entrants = []
-        for name, peer in {OURS: PEERS[OURS], **peers}.items():
-            progress(f"preparing {name}")
-            entrants.append(_Entrant(name=name, process=stack.enter_context(Process(threads))))
-            with _dropping_out(entrants[-1]):
-                _check_dtype(peer, model.dtype)
-                _prepare(entrants[-1], peer, job, expected, rounds)
-        _race(entrants, rounds, progress)
-    return Comparison(
-        workload=title(model),
-        threads=threads,
-        peak_gflops=peak_flops / 1e9,
-        floor_s=2 * model.macs / peak_flops,
-        load_average=load_average,
-        device=device,
-        rows=_rows([entrant for entrant in entrants if entrant.failure is None]),
-        absent=tuple(Absent(name=e.name, reason=e.failure) for e in entrants if e.failure),
-    )
+        most_s = rounds.prepare_timeout_s
+        expected = expected_logits(judged, min(most_s, max(0.0, left_s())), reference)
+        for number, newcomers in enumerate(meetings, 1):
+            for name, peer in newcomers.items():
+                progress(f"preparing {name}")
+                entrants.append(_Entrant(name=name, process=stack.enter_context(Process(threads))))
+                spare_s = left_s() - rounds.about_s(len(entrants))
+                with _dropping_out(entrants[-1]):
+                    _check_dtype(peer, model.dtype)
+                    _prepare(entrants[-1], peer, job, expected, most_s, spare_s)
+            if any(not (entrant.failure or entrant.samples) for entrant in entrants):
+                _race(entrants, rounds, left_s, progress)
+            absent = {e.name: e.failure for e in entrants if e.failure}
+            absent |= {name: NO_TIME for later in meetings[number:] for name in later}
+            comparison = Comparison(
+                workload=title(model),
+                threads=threads,
+                peak_gflops=peak_flops / 1e9,
+                floor_s=2 * model.macs / peak_flops,
+                load_average=load_average,
+                device=device,
+                rows=_rows([entrant for entrant in entrants if entrant.failure is None]),
+                absent=tuple(Absent(name=n, reason=reason) for n, reason in absent.items()),
+            )
+            keep(comparison)
+    return comparison
+
+
+def _meetings(contenders: Mapping[str, Peer], *, short: bool) -> list[dict[str, Peer]]:
+    """Who joins at each: one for all, or those that are slow at another when time is short."""
+    parts = [
+        {name: peer for name, peer in contenders.items() if (short and peer.slow) is late}
+        for late in (False, True)
+    ]
+    return [part for part in parts if part]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,17 +193,39 @@ def _dropping_out(entrant: _Entrant) -> Iterator[None]:
             ) from None
 
 
-def _prepare(entrant: _Entrant, peer: Peer, job: Job, expected: Array, rounds: Rounds) -> None:
-    """Prepare the entrant's network; PeerFailed when its logits are not the expected ones."""
-    entrant.version, y = entrant.process.ask(
-        "prepare", peer, job, timeout_s=rounds.prepare_timeout_s
-    )
+def _prepare(
+    entrant: _Entrant, peer: Peer, job: Job, expected: Array, most_s: float, left_s: float
+) -> None:
+    """Prepare the entrant's network; PeerFailed when its logits are not the expected ones.
+
+    most_s  it may take; less when less is left
+    """
+    if left_s <= 0:
+        raise PeerFailed(NO_TIME)
+    try:
+        entrant.version, y = entrant.process.ask(
+            "prepare", peer, job, timeout_s=min(most_s, left_s)
+        )
+    except PeerLate as late:
+        raise PeerFailed(f"{NO_TIME}: {late}" if left_s < most_s else str(late)) from None
     entrant.max_abs_diff = difference(job, y, expected)
 
 
-def _race(entrants: list[_Entrant], rounds: Rounds, progress: Callable[[str], None]) -> None:
-    """Time all who are still there, round by round; who opens a round closes the next."""
+def _race(
+    entrants: list[_Entrant],
+    rounds: Rounds,
+    left_s: Callable[[], float],
+    progress: Callable[[str], None],
+) -> None:
+    """Time all who are still there, round by round; who opens a round closes the next.
+
+    One round at least, and no other when no time is left.
+    """
+    for entrant in entrants:
+        entrant.samples.clear()
     for number in range(rounds.count):
+        if number and left_s() <= 0:
+            break
         progress(f"round {number + 1} of {rounds.count}")
         turn = number % len(entrants)
         for entrant in entrants[turn:] + entrants[:turn]:

@@ -27,11 +27,15 @@ Array = NDArray[np.float32]
 
 
 class Peer(NamedTuple):
-    """Where a peer lives, the packages that it needs, and what it is set up to compute in."""
+    """Where a peer lives, the packages that it needs, and what it is set up to compute in.
+
+    slow  it may take minutes to be ready, and has to wait where time is short
+    """
 
     module: str
     packages: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float32",)
+    slow: bool = False
 
 
 OURS = "septune"
@@ -53,10 +57,10 @@ GPU_PEERS = {
     "torch-eager-channels-last": Peer("tune.peers.torch_eager_channels_last", ("torch",), BOTH),
     "torch-graph": Peer("tune.peers.torch_graph", ("torch",), BOTH),
     "torch-graph-channels-last": Peer("tune.peers.torch_graph_channels_last", ("torch",), BOTH),
-    "torch-compile": Peer("tune.peers.torch_compile", ("torch",), BOTH),
-    "torch-max-autotune": Peer("tune.peers.torch_max_autotune", ("torch",), BOTH),
     "onnxruntime": Peer("tune.peers.onnxruntime_cuda", ("onnx", "onnxruntime", "torch"), BOTH),
-    "tensorrt": Peer("tune.peers.tensorrt", ("onnx", "tensorrt", "torch"), BOTH),
+    "torch-compile": Peer("tune.peers.torch_compile", ("torch",), BOTH, slow=True),
+    "tensorrt": Peer("tune.peers.tensorrt", ("onnx", "tensorrt", "torch"), BOTH, slow=True),
+    "torch-max-autotune": Peer("tune.peers.torch_max_autotune", ("torch",), BOTH, slow=True),
 }
 
 # Never timed: the judge of the others' outputs.

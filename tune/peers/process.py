@@ -22,6 +22,10 @@ class PeerFailed(Exception):
     """No answer from a contender; the message says why."""
 
 
+class PeerLate(PeerFailed):
+    """No answer in time."""
+
+
 class Process:
     """A process of `tune.peers.worker`; a context manager that ends it.
 
@@ -63,7 +67,7 @@ class Process:
         try:
             self._channel.send((method, arguments))
             if not self._channel.poll(timeout_s):
-                raise PeerFailed(f"no answer to {method} after {timeout_s:g} s")
+                raise PeerLate(f"no answer to {method} after {timeout_s:g} s")
             done, value = self._channel.recv()
         except (EOFError, OSError):
             raise PeerFailed(f"its process ended with {self._end()}") from None

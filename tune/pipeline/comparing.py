@@ -39,9 +39,13 @@ def bench(
     library: Path | None,
     peers: Sequence[str] | None,
     rounds: int,
+    deadline: float | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Our library, built from the log when none is given, against peers: the result as data.
+
+    deadline, keep  as `bench.compare` has them, whose result `keep` is given as data
 
     A `bench.Comparison` where code for `target` runs, here or on a board; elsewhere, for arm64, a
     `count.Tally` of executed instructions.
@@ -81,8 +85,10 @@ def bench(
             device=target.device,
             place="cuda" if gpu else "cpu",
             rounds=Rounds(count=rounds),
-            peers={name: known[name] for name in peers or known},
+            peers={name: peer for name, peer in known.items() if name in (peers or known)},
             seed=seed,
+            deadline=deadline,
+            keep=lambda part: keep(asdict(part)),
             progress=progress,
         )
     return asdict(comparison)

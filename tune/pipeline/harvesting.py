@@ -1,8 +1,7 @@
 """All that a short visit to a GPU can bring, step by step, into one folder.
 
-A step that has ended is not done again: whoever was interrupted runs the same command once more. A
-step that fails or is cut off is tried again then, and given up after MOST_TRIES without progress;
-the others go on without it.
+A call with a limit sees to it that a network's first comparison, which carries what there is to
+show, still fits behind its tuning; what was given up for that is made up for by later calls.
 """
 
 from __future__ import annotations
@@ -12,34 +11,38 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kernels.workload import Workload
+from kernels.workload import separables
 from targets import machines
 from targets.target import Target
-from tune import suite
-from tune.errors import SeptuneError, SetupError, UsageError
+from tune import database
+from tune.bench import NO_TIME
+from tune.errors import SetupError, UsageError
 from tune.mobilenet import MobileNet
-from tune.peers import GPU_PEERS
 from tune.pins import check_pins, installed
 from tune.pipeline.building import build
 from tune.pipeline.comparing import bench
+from tune.pipeline.correctness import correctness, outdated
 from tune.pipeline.explaining import explain
 from tune.pipeline.records import Log
 from tune.pipeline.site import Site
 from tune.pipeline.tuning import FINALS_SHARE, Progress, tune
-from tune.runners.protocol import Entry
+from tune.pipeline.visit import Partial, Unfinished, Visit
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 
-MOST_TRIES = 3
-CHECKED_AT_ONCE = 32
 STEP_TIMEOUT_S = 300.0
-LEAST_FINALS_S = 90.0  # a network has about 30 workloads, and each takes a few seconds
-SLOW_PEERS = ("torch-max-autotune",)  # left out when a comparison was cut off before
+KINDS = ("tuning", "finals", "build", "comparison", "profile")  # of steps, for each network
+LOADING = ("comparison", "profile")  # those that need the library
+# What each takes at least, for a network to have its first numbers. Finals have about 30 workloads,
+# of which each takes a few seconds; in a comparison about ten processes load a library each.
+LEAST_S = {"finals": 90.0, "build": 40.0, "comparison": 120.0}
+LEAST_SLICE_S = 30.0  # less is not worth the start
 PACKAGES = ("torch", "triton", "apache-tvm", "numpy", "xgboost", "xgboost-cpu", "onnxruntime-gpu")
 
 
@@ -70,24 +73,23 @@ SETTINGS = (
 )
 
 
-@dataclass(slots=True, kw_only=True)
-class _Visit:
-    """Where a harvest stands.
-
-    tries    of each step so far, since it last went on
-    ended    step -> None, or why it failed
-    spent_s  of each setting's time for tuning
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Harvest:
+    """What its steps know."""
 
     target: Target
-    folder: Path
+    visit: Visit
     budget_s: float
+    limit_s: float | None
     seed: int
-    progress: Callable[[str], None]
-    deadline: float | None
-    tries: dict[str, int] = field(default_factory=dict)
-    ended: dict[str, str | None] = field(default_factory=dict)
-    spent_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.visit.folder
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "correctness.jsonl"
 
     @property
     def log(self) -> Log:
@@ -99,38 +101,6 @@ class _Visit:
 
     def library(self, setting: Setting) -> Path:
         return self.folder / f"mobilenet_v1-{setting.name}.so"
-
-    def left_s(self) -> float:
-        """Until this command has to end."""
-        return float("inf") if self.deadline is None else self.deadline - time.monotonic()
-
-    def read(self) -> None:
-        path = self.folder / "state.json"
-        if path.is_file():
-            state = json.loads(path.read_text())
-            self.tries, self.ended = state["tries"], state["ended"]
-            self.spent_s = state["spent_s"]
-
-    def write(self) -> None:
-        state = {"tries": self.tries, "ended": self.ended, "spent_s": self.spent_s}
-        _write(self.folder / "state.json", state)
-
-    def went_on(self, name: str) -> None:
-        """A step did some of its work for good."""
-        self.tries[name] = 0
-        self.write()
-
-
-Step = Callable[[_Visit], Any]
-# What a step may raise: ours, a worker's, and of libraries that are missing or find no GPU.
-FAILURES = (
-    *(SeptuneError, WorkerError, WorkerCrash, WorkerTimeout),
-    *(ImportError, LookupError, OSError, RuntimeError, ValueError),
-)
-
-
-class _Unfinished(Exception):
-    """The step needs another command to go on."""
 
 
 def harvest(
@@ -149,8 +119,9 @@ def harvest(
     limit_s   after which this call starts nothing new; another one goes on
     only      names of some SETTINGS, which share the budget; all when empty
 
-    Under `state` which steps have ended, why some failed, and whether something is left to do.
-    SetupError when code for `target` does not run here.
+    Under `state` which steps have ended, why some failed, what the results of others lack, and
+    whether something is left to do. SetupError when code for `target` does not run here, or when
+    nothing that was tried there is right.
     """
     check_pins()
     settings = _chosen(only)
@@ -166,22 +137,23 @@ def harvest(
             f"cannot make {folder}: {error.strerror}; expected a writable path; choose another -o"
         ) from None
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.resolve() / "inductor"))
-    visit = _Visit(
-        target=target,
-        folder=folder,
-        budget_s=budget_s,
-        seed=seed,
-        progress=progress,
-        deadline=None if limit_s is None else time.monotonic() + limit_s,
-    )
-    visit.read()
-    left = [name for name, step in _steps(settings) if not _ended(visit, name, step)]
+    deadline = None if limit_s is None else time.monotonic() + limit_s
+    visit = Visit(folder=folder, progress=progress, deadline=deadline)
+    known = _Harvest(target=target, visit=visit, budget_s=budget_s, limit_s=limit_s, seed=seed)
+    _reopen(known, settings)
+    steps = _steps(known, settings)
+    left = visit.take(steps)
     results: dict[str, Any] = {
         path.stem: json.loads(path.read_text())
-        for name, _ in _steps(settings)
+        for name, _ in steps
         if (path := folder / f"{name}.json").is_file()
     }
-    results["state"] = {"ended": visit.ended, "left": left, "spent_s": visit.spent_s}
+    results["state"] = {
+        "ended": visit.ended,
+        "partial": visit.partial,
+        "left": left,
+        "spent_s": visit.spent_s,
+    }
     return results
 
 
@@ -199,63 +171,35 @@ def _chosen(only: Sequence[str]) -> list[Setting]:
     return [replace(setting, share=setting.share / whole) for setting in chosen]
 
 
-def _ended(visit: _Visit, name: str, step: Step) -> bool:
-    """Do a step unless it has ended; whether it has."""
-    tries = visit.tries.get(name, 0)
-    if visit.ended.get(name, "failed") is None or tries >= MOST_TRIES:
-        if name not in visit.ended:
-            visit.ended[name] = f"cut off {tries} times"
-            visit.write()
-        return True
-    if visit.left_s() <= 0:
-        return False
-    visit.progress(f"{name} …")
-    visit.tries[name] = tries + 1
-    visit.write()
-    start = time.monotonic()
-    try:
-        result = step(visit)
-    except _Unfinished:
-        visit.went_on(name)
-        return False
-    except FAILURES as error:
-        visit.ended[name] = f"{type(error).__name__}: {error}"
-    else:
-        _write(visit.folder / f"{name}.json", result)
-        visit.ended[name] = None
-    visit.write()
-    outcome = visit.ended[name] or "done"
-    visit.progress(f"{name}: {outcome}, {time.monotonic() - start:.0f} s")
-    return visit.ended[name] is None or visit.tries[name] >= MOST_TRIES
+def _reopen(harvest: _Harvest, settings: Sequence[Setting]) -> None:
+    """What has ended elsewhere or before the code was changed, as far as a later step needs it."""
+    visit = harvest.visit
+    if visit.ended.get("correctness", "") is None and outdated(harvest.target, harvest.journal):
+        visit.reopen(["correctness"])
+    for name in (setting.name for setting in settings if not harvest.library(setting).is_file()):
+        if any(visit.ended.get(f"{kind}-{name}", "") is not None for kind in LOADING):
+            visit.reopen([f"build-{name}"])
 
 
-def _steps(settings: Sequence[Setting]) -> list[tuple[str, Step]]:
+def _steps(harvest: _Harvest, settings: Sequence[Setting]) -> list[tuple[str, Callable[[], Any]]]:
     """All, one network after the other, so that some have everything when the time runs out."""
-    steps: list[tuple[str, Step]] = [
-        ("machine", _machine),
-        ("correctness", _correctness),
-        ("ceilings", _ceilings),
+    first = {"machine": _machine, "correctness": _correctness, "ceilings": _ceilings}
+    kinds = (_tuning, _finals, _build, _comparison, _profile)
+    steps: list[tuple[str, Callable[[], Any]]] = [
+        (name, partial(step, harvest)) for name, step in first.items()
     ]
-    kinds = (
-        ("tuning", _tuning),
-        ("finals", _finals),
-        ("build", _build),
-        ("comparison", _comparison),
-        ("profile", _profile),
-    )
     for each in settings:
-        steps += [(f"{kind}-{each.name}", _at(step, each)) for kind, step in kinds]
+        steps += [
+            (f"{kind}-{each.name}", partial(step, harvest, each))
+            for kind, step in zip(KINDS, kinds, strict=True)
+        ]
     return steps
 
 
-def _at(step: Callable[[_Visit, Setting], Any], setting: Setting) -> Step:
-    return lambda visit: step(visit, setting)
-
-
-def _machine(visit: _Visit) -> dict[str, Any]:
+def _machine(harvest: _Harvest) -> dict[str, Any]:
     """What was there, so that numbers can be understood later."""
     return {
-        "target": visit.target.device,
+        "target": harvest.target.device,
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
         "gpu": _printed(
@@ -268,84 +212,91 @@ def _machine(visit: _Visit) -> dict[str, Any]:
     }
 
 
-def _correctness(visit: _Visit) -> dict[str, Any]:
+def _correctness(harvest: _Harvest) -> dict[str, Any]:
     """What `pytest -m gpu` asks of kernels, which needs no pytest here."""
-    from tune.runners.gpu import GpuRunner
-
-    journal = visit.folder / "correctness.jsonl"
-    known = _lines(journal)
-    todo = [entry for entry in suite.entries(visit.target) if _key(entry) not in known]
-    with GpuRunner(visit.target, builders=os.cpu_count() or 1) as runner:
-        for first in range(0, len(todo), CHECKED_AT_ONCE):
-            if visit.left_s() <= 0:
-                raise _Unfinished
-            part = todo[first : first + CHECKED_AT_ONCE]
-            for entry, outcome in zip(part, runner.check(part), strict=True):
-                known[_key(entry)] = outcome.error
-                with journal.open("a") as file:
-                    file.write(json.dumps([*_key(entry), outcome.error]) + "\n")
-                if outcome.error:
-                    visit.progress(f"  {entry.kernel} {entry.workload.key}: {outcome.error}")
-            visit.went_on("correctness")
-            visit.progress(f"  {first + len(part)} of {len(todo)} candidates checked")
-    failed = [[*key, error] for key, error in known.items() if error is not None]
-    return {"checked": len(known), "failed": failed}
+    return correctness(harvest.target, harvest.visit, harvest.journal)
 
 
-def _ceilings(visit: _Visit) -> dict[str, Any]:
+def _ceilings(_: _Harvest) -> dict[str, Any]:
     from tune import ceilings
 
     return asdict(_elsewhere(ceilings.ceilings))
 
 
-def _tuning(visit: _Visit, setting: Setting) -> dict[str, Any]:
+def _tuning(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
     """Trials by network gain until the setting's share of the budget is spent."""
-    budget_s = visit.budget_s * setting.share * (1 - FINALS_SHARE)
+    visit = harvest.visit
     before_s = visit.spent_s.get(setting.name, 0.0)
-    slice_s = min(budget_s - before_s, visit.left_s())
-    done = failed = 0
+    wanted_s = harvest.budget_s * setting.share * (1 - FINALS_SHARE) - before_s
+    slice_s = _slice_s(harvest, setting, wanted_s, "finals", "build", "comparison")
+    start = time.monotonic()
     if slice_s > 0:
-        for event in _tuned(visit, setting, budget_s=slice_s, finals=False):
-            done, failed = event.done, failed + (event.record.error is not None)
+        for event in _measured(harvest, setting, "tuning", budget_s=slice_s, finals=False):
             visit.spent_s[setting.name] = before_s + event.elapsed_s
-            if done % 10 == 0:
-                visit.went_on(f"tuning-{setting.name}")
-                _say(visit, event)
-        if slice_s < budget_s - before_s:
-            raise _Unfinished
-    return {"trials": done, "failed": failed, "spent_s": visit.spent_s.get(setting.name, 0.0)}
+        if slice_s < wanted_s and time.monotonic() - start >= slice_s:
+            raise Unfinished
+    found = _records(harvest, setting, "trial")
+    failed = sum(record.error is not None for record in found)
+    spent_s = visit.spent_s.get(setting.name, 0.0)
+    return {"trials": len(found), "failed": failed, "spent_s": spent_s}
 
 
-def _finals(visit: _Visit, setting: Setting) -> dict[str, Any]:
+def _finals(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
     """The fastest of each workload in turns, those that have not met yet."""
-    share_s = visit.budget_s * setting.share * FINALS_SHARE
-    budget_s = min(max(share_s, LEAST_FINALS_S), visit.left_s())
-    done = 0
-    for event in _tuned(visit, setting, budget_s=budget_s, trials=0):
-        done += 1
-        if done % 10 == 0:
-            visit.went_on(f"finals-{setting.name}")
-            _say(visit, event)
-    if visit.left_s() <= 0:
-        raise _Unfinished
-    return {"finalists": done}
+    share_s = harvest.budget_s * setting.share * FINALS_SHARE
+    wanted_s = max(share_s, LEAST_S["finals"])
+    slice_s = _slice_s(harvest, setting, wanted_s, "build", "comparison")
+    start = time.monotonic()
+    for _ in _measured(harvest, setting, "finals", budget_s=slice_s, trials=0):
+        pass
+    if time.monotonic() - start >= slice_s:
+        raise Unfinished
+    return {"finalists": len(_records(harvest, setting, "final"))}
 
 
-def _tuned(visit: _Visit, setting: Setting, **options: Any) -> Any:
-    networks = [setting.model.layers]
-    arguments: dict[str, Any] = {"site": Site(), "effort": "full", "seed": visit.seed} | options
-    return tune(networks, visit.target, visit.log, **arguments)
+def _slice_s(harvest: _Harvest, setting: Setting, wanted_s: float, *later: str) -> float:
+    """What a step may take of the time it wants, so that a network's first comparison fits in.
+
+    later  kinds of steps up to the comparison; where they do not fit in with it, another call will
+           take them, and this one has all its time for the step
+    """
+    left_s = harvest.visit.left_s()
+    compared = (harvest.folder / f"comparison-{setting.name}.json").is_file()
+    spare_s = left_s if compared else left_s - sum(LEAST_S[kind] for kind in later)
+    return min(wanted_s, spare_s if spare_s >= min(wanted_s, LEAST_SLICE_S) else left_s)
 
 
-def _say(visit: _Visit, event: Progress) -> None:
+def _measured(harvest: _Harvest, setting: Setting, kind: str, **options: Any) -> Iterator[Progress]:
+    """What `tune` yields for a step; all steps behind it have to be taken with what it finds."""
+    visit = harvest.visit
+    arguments: dict[str, Any] = {"site": Site(), "effort": "full", "seed": harvest.seed} | options
+    events = tune([setting.model.layers], harvest.target, harvest.log, **arguments)
+    for number, event in enumerate(events, 1):
+        if number == 1:
+            visit.reopen(f"{later}-{setting.name}" for later in KINDS[KINDS.index(kind) + 1 :])
+        yield event
+        if number % 10 == 0:
+            visit.went_on(f"{kind}-{setting.name}")
+            _say(visit, number, event)
+
+
+def _records(harvest: _Harvest, setting: Setting, stage: str) -> list[database.Record]:
+    """What the harvest has of a network, two layers in one included."""
+    single = [layer.workload for layer in setting.model.layers]
+    keys = {workload.key for workload in (*single, *separables(single))}
+    found = database.read(harvest.log.path, missing_ok=True).records
+    return [record for record in found if record.stage == stage and record.workload in keys]
+
+
+def _say(visit: Visit, number: int, event: Progress) -> None:
     record = event.record
     time_us = "failed" if record.time_s is None else f"{record.time_s * 1e6:.1f} µs"
-    visit.progress(f"  {event.done} {record.stage} {record.workload} {record.kernel}: {time_us}")
+    visit.progress(f"  {number} {record.stage} {record.workload} {record.kernel}: {time_us}")
 
 
-def _build(visit: _Visit, setting: Setting) -> Any:
-    output = visit.library(setting)
-    return _elsewhere(_built, visit.target, visit.log, setting, _weights(visit), visit.seed, output)
+def _build(harvest: _Harvest, setting: Setting) -> Any:
+    weights, output = _weights(harvest), harvest.library(setting)
+    return _elsewhere(_built, harvest.target, harvest.log, setting, weights, harvest.seed, output)
 
 
 def _built(
@@ -356,35 +307,45 @@ def _built(
     return build(setting.model, target, log, **options)  # type: ignore[arg-type]
 
 
-def _comparison(visit: _Visit, setting: Setting) -> dict[str, Any]:
-    cut_off = visit.tries[f"comparison-{setting.name}"] == MOST_TRIES
-    return bench(
+def _comparison(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
+    """Kept as soon as some have met; Partial when there was no time for a peer."""
+    visit, name = harvest.visit, f"comparison-{setting.name}"
+    whole_s = float("inf") if harvest.limit_s is None else harvest.limit_s
+    if visit.left_s() < min(LEAST_S["comparison"], 0.9 * whole_s):
+        raise Unfinished  # another call has more time for it
+    result = bench(
         setting.model,
-        visit.target,
-        visit.log,
+        harvest.target,
+        harvest.log,
         site=Site(),
-        weights=_weights(visit),
-        seed=visit.seed,
-        library=visit.library(setting),
-        peers=[name for name in GPU_PEERS if not (cut_off and name in SLOW_PEERS)],
+        weights=_weights(harvest),
+        seed=harvest.seed,
+        library=harvest.library(setting),
+        peers=None,
         rounds=15,
+        deadline=visit.deadline,
+        keep=lambda part: visit.keep(name, part),
         progress=lambda line: visit.progress(f"  {line}"),
     )
+    late = [each["name"] for each in result["absent"] if each["reason"].startswith(NO_TIME)]
+    if late:
+        raise Partial(result, ", ".join(late))
+    return result
 
 
-def _profile(visit: _Visit, setting: Setting) -> dict[str, Any]:
+def _profile(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
     """By layer as the log has it, and by kernel as the GPU did it."""
     from tune import profile
 
-    layers = explain(setting.model, visit.target, visit.log, threads=1, code=False)
+    layers = explain(setting.model, harvest.target, harvest.log, threads=1, code=False)
     try:
-        kernels: Any = _elsewhere(profile.profile, visit.library(setting))
+        kernels: Any = _elsewhere(profile.profile, harvest.library(setting))
     except (WorkerError, WorkerCrash, WorkerTimeout) as error:
         kernels = str(error)  # a profiler may be forbidden; the layers are there all the same
     return {"layers": layers, "kernels": kernels}
 
 
-def _weights(visit: _Visit) -> Path | None:
+def _weights(harvest: _Harvest) -> Path | None:
     """ImageNet's, or where nothing can read their file, random ones in a form that can be read."""
     if find_spec("safetensors") is not None:
         return None
@@ -392,10 +353,10 @@ def _weights(visit: _Visit) -> Path | None:
 
     from tune import eager, weights
 
-    path = visit.folder / "random.pt"
+    path = harvest.folder / "random.pt"
     if not path.is_file():
         model = MobileNet()
-        state = eager.from_weights(weights.random(model, visit.seed), model).state_dict()
+        state = eager.from_weights(weights.random(model, harvest.seed), model).state_dict()
         torch.save(state, path)
     return path
 
@@ -407,30 +368,6 @@ def _elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
         return worker.call(function, *arguments, timeout_s=STEP_TIMEOUT_S)
     finally:
         worker.stop()
-
-
-def _key(entry: Entry) -> tuple[str, str, str]:
-    workload: Workload = entry.workload
-    return workload.key, entry.kernel, json.dumps(entry.config, sort_keys=True)
-
-
-def _lines(journal: Path) -> dict[tuple[str, str, str], str | None]:
-    """What is known already; a torn last line is not."""
-    found: dict[tuple[str, str, str], str | None] = {}
-    for line in journal.read_text().splitlines() if journal.is_file() else ():
-        try:
-            workload, name, config, error = json.loads(line)
-        except ValueError:
-            continue
-        found[workload, name, config] = error
-    return found
-
-
-def _write(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)
 
 
 def _printed(*command: str) -> str | None:

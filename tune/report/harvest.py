@@ -32,6 +32,7 @@ def summary(results: Mapping[str, Any]) -> str:
     state = results["state"]
     problems = {name: why for name, why in state["ended"].items() if why is not None}
     lines += [f"- {name} failed: {why}" for name, why in problems.items()]
+    lines += [f"- {name} lacks {what}" for name, what in state["partial"].items()]
     if waiting := [name for name in state["left"] if name not in problems]:
         lines.append(f"- not done yet: {', '.join(waiting)}; run the same command again")
     return "\n".join(lines).rstrip() + "\n"
