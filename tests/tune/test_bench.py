@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from tune import bench
-from tune.bench import Comparison, Rounds, compare
+from tune.bench import NO_TIME, Comparison, Rounds, compare
 from tune.errors import GateError, SetupError, UsageError
 from tune.mobilenet import MobileNet
-from tune.peers import OURS, Peer
-from tune.peers.process import environment
+from tune.peers import GPU_PEERS, OURS, Peer
+from tune.peers.process import PeerFailed, PeerLate, environment
 from tune.report.comparison import comparison_table, comparisons_table
 
 MODEL = MobileNet(alpha=0.25, resolution=32, classes=5)
@@ -236,9 +238,94 @@ def test_the_first_of_a_round_is_the_last_of_the_next(monkeypatch: pytest.Monkey
             return [1.0]
 
     entrants = [bench._Entrant(name=name, process=Recorder(name)) for name in "abc"]  # type: ignore[arg-type]
-    bench._race(entrants, ROUNDS, lambda _: None)
+    bench._race(entrants, ROUNDS, lambda: math.inf, lambda _: None)
     assert "".join(order) == "abcbcacab"
     assert [len(entrant.samples) for entrant in entrants] == [3, 3, 3]
+
+
+class Clock:
+    """One that stands still until it is set."""
+
+    now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, _: float) -> None:
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(bench, "time", clock)
+    return clock
+
+
+def slow_ones(fakes: Fakes, *names: str) -> dict[str, Peer]:
+    return {name: fakes(name)._replace(slow=True) for name in names}
+
+
+def test_where_time_is_short_slow_ones_join_a_second_meeting(fakes: Fakes, clock: Clock) -> None:
+    kept: list[Comparison] = []
+    peers = slow_ones(fakes, "slow") | {OURS: fakes("ours"), "fast": fakes("fast")}
+    result = fakes.compare(peers, deadline=1e3, keep=kept.append)
+    first, second = kept
+    assert {row.name for row in first.rows} == {OURS, "fast"}
+    assert [(each.name, each.reason) for each in first.absent] == [("slow", NO_TIME)]
+    assert {row.name for row in second.rows} == {OURS, "fast", "slow"}
+    assert second == result
+    kept.clear()
+    fakes.compare(peers, keep=kept.append)
+    assert len(kept) == 1  # with time enough all meet at once
+
+
+def test_who_does_not_fit_in_is_absent_and_nobody_waits_for_it(fakes: Fakes, clock: Clock) -> None:
+    def tell(line: str) -> None:
+        if line == "preparing second":
+            clock.now_s = 1e3 - ROUNDS.about_s(3) / 2  # too few for the rounds
+
+    peers = {OURS: fakes("ours")} | slow_ones(fakes, "first", "second", "third")
+    result = fakes.compare(peers, deadline=1e3, progress=tell)
+    assert {row.name for row in result.rows} == {OURS, "first"}
+    assert [(a.name, a.reason) for a in result.absent] == [("second", NO_TIME), ("third", NO_TIME)]
+
+
+@pytest.mark.parametrize(
+    ("left_s", "asked_s", "reason"),
+    [(9.0, 9.0, f"{NO_TIME}: too late"), (math.inf, 20.0, "too late"), (0.0, None, NO_TIME)],
+)
+def test_nobody_is_waited_for_longer_than_there_is_time(
+    left_s: float, asked_s: float | None, reason: str
+) -> None:
+    asked: list[float] = []
+
+    class Late:
+        def ask(self, *_: Any, timeout_s: float) -> None:
+            asked.append(timeout_s)
+            raise PeerLate("too late")
+
+    entrant = bench._Entrant(name="late", process=Late())  # type: ignore[arg-type]
+    with pytest.raises(PeerFailed) as caught:
+        bench._prepare(entrant, Peer("late"), None, np.zeros(1), ROUNDS.prepare_timeout_s, left_s)  # type: ignore[arg-type]
+    assert str(caught.value) == reason
+    assert asked == ([] if asked_s is None else [asked_s])
+
+
+def test_no_round_begins_when_the_time_is_up_but_the_first() -> None:
+    class Once:
+        def ask(self, *_: Any, timeout_s: float) -> list[float]:
+            return [1.0]
+
+    entrant = bench._Entrant(name="once", process=Once(), samples=[9.0])  # type: ignore[arg-type]
+    bench._race([entrant], ROUNDS, lambda: -1.0, lambda _: None)
+    assert entrant.samples == [1.0]
+
+
+def test_who_takes_longest_to_be_ready_is_asked_last() -> None:
+    slow = [peer.slow for peer in GPU_PEERS.values()]
+    assert slow == sorted(slow)
+    assert list(GPU_PEERS)[-1] == "torch-max-autotune"
 
 
 def test_pools_are_sized_and_otherwise_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
