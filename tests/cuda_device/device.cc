@@ -3,7 +3,8 @@
 //
 // A module's image is either `HOST:<path>`, a library of kernels compiled for this CPU, which are
 // run, or anything else, such as a cubin: its launches are recorded, and handed to a stand-in where
-// one was named. Nothing here is asynchronous: a stream has always ended.
+// one was named. Nothing here is asynchronous: a stream has always ended. While one is captured, what
+// a real device does not permit fails and spoils the capture; copies are not captured.
 #include "device.h"
 
 #include <dlfcn.h>
@@ -21,7 +22,7 @@
 namespace {
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, NOT_FOUND = 500, LAUNCH_FAILED = 719, NOT_SUPPORTED = 801 };
-enum { CAPTURING = 900 };
+enum { CAPTURING = 900, SPOILT = 901, DEFAULT_STREAM = 906 };  // what a capture does not permit
 constexpr unsigned MOST_THREADS = 1024, SHARED = 49152, SHARED_OPT_IN = 232448;
 constexpr unsigned char POISON = 0xff;  // a NaN in every float type
 constexpr size_t ALIGNMENT = 256, STACK = 256 << 10;
@@ -208,7 +209,17 @@ struct Graph {
 std::map<std::string, StandIn> stand_ins;
 std::vector<std::string> records;
 std::string printed;
-Graph *capturing;
+
+struct Capture {
+  Graph *graph;  // none when nothing is captured
+  const bool *stream;
+  bool relaxed, spoilt;
+} capture;
+
+int spoil(int code, const std::string &why) {
+  capture.spoilt = true;
+  return failed(code, why);
+}
 
 std::string listed(const unsigned *numbers) {
   return "[" + std::to_string(numbers[0]) + ", " + std::to_string(numbers[1]) + ", " +
@@ -323,7 +334,8 @@ void device_stand_in(const char *kernel, StandIn function) { stand_ins[kernel] =
 // ---- for the runtime library ------------------------------------------------------------------
 
 int device_allocate(void **pointer, size_t size) {
-  if (capturing) return failed(CAPTURING, "memory is allocated during a capture");
+  if (capture.graph && !capture.relaxed)
+    return spoil(CAPTURING, "memory is allocated during a capture");
   size_t whole = (size + 2 * FENCE + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   auto *start = (unsigned char *)aligned_alloc(ALIGNMENT, whole) + FENCE;
   memset(start - FENCE, POISON, whole);
@@ -335,6 +347,8 @@ int device_allocate(void **pointer, size_t size) {
 int device_release(void *pointer) {
   auto found = allocations.find((unsigned char *)pointer);
   if (!pointer) return SUCCESS;
+  if (capture.graph && !capture.relaxed)
+    return spoil(CAPTURING, "memory is freed during a capture");
   if (found == allocations.end()) return failed(INVALID_VALUE, "frees what was not allocated");
   free(found->first - FENCE);
   allocations.erase(found);
@@ -349,15 +363,34 @@ int device_holds(const void *pointer, size_t size) {
   return (unsigned char *)pointer + size <= found->first + found->second;
 }
 
-int device_capturing() { return capturing != nullptr; }
 const char *device_failure() { return failure.c_str(); }
 
-void device_begin_capture() { capturing = new Graph; }
+// Whether `stream` takes what is done at once. A stream is whether the default one waits for it.
+int device_enter(const bool *stream) {
+  if (!capture.graph) return SUCCESS;
+  if (stream == capture.stream)
+    return spoil(CAPTURING, "not permitted on a stream that is captured");
+  if (!stream && *capture.stream)
+    return spoil(DEFAULT_STREAM, "the default stream would wait for one that is captured");
+  return SUCCESS;
+}
 
-void *device_end_capture() {
-  Graph *graph = capturing;
-  capturing = nullptr;
-  return graph;
+int device_begin_capture(const bool *stream, bool relaxed) {
+  if (!stream || capture.graph)
+    return failed(CAPTURING, "captures one stream at a time, and never the default one");
+  capture = {new Graph, stream, relaxed, false};
+  return SUCCESS;
+}
+
+int device_end_capture(const bool *stream, void **graph) {
+  *graph = nullptr;
+  if (!capture.graph || stream != capture.stream)
+    return failed(INVALID_VALUE, "the stream is not captured");
+  Capture ended = capture;
+  capture = {};
+  if (ended.spoilt) return failed(SPOILT, "the capture has met what is not permitted");
+  *graph = ended.graph;
+  return SUCCESS;
 }
 
 int device_launch_graph(void *graph) {
@@ -429,7 +462,7 @@ int cuFuncSetAttribute(void *function, int attribute, int value) {
 
 struct LaunchConfig {
   unsigned grid[3], block[3], shared;
-  void *stream;
+  const bool *stream;
   void *attributes;
   unsigned attribute_count;
 };
@@ -453,10 +486,11 @@ int cuLaunchKernelEx(const LaunchConfig *config, void *function, void **argument
     memcpy(&value, arguments[i], kernel->sizes[i]);
     launch.values.push_back(value);
   }
-  if (capturing) {
-    capturing->launches.push_back(launch);
+  if (capture.graph && config->stream == capture.stream) {
+    capture.graph->launches.push_back(launch);
     return SUCCESS;
   }
+  if (int code = device_enter(config->stream)) return code;
   return perform(launch, false);
 }
 

@@ -10,18 +10,19 @@ extern "C" {
 int device_allocate(void **, size_t);
 int device_release(void *);
 int device_holds(const void *, size_t);
-int device_capturing();
 const char *device_failure();
-void device_begin_capture();
-void *device_end_capture();
+int device_enter(const bool *);
+int device_begin_capture(const bool *, bool);
+int device_end_capture(const bool *, void **);
 int device_launch_graph(void *);
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, CAPTURING = 900 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, NO_DEVICE = 100 };
 enum { TO_DEVICE = 1, TO_HOST = 2, WITHIN_DEVICE = 3 };
 
 int cudaGetDeviceCount(int *count) {
-  *count = 1;
-  return SUCCESS;
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  *count = !visible || *visible;
+  return *count ? SUCCESS : NO_DEVICE;
 }
 int cudaSetDevice(int) { return SUCCESS; }
 int cudaGetDevice(int *device) {
@@ -29,8 +30,10 @@ int cudaGetDevice(int *device) {
   return SUCCESS;
 }
 
-// A Hopper card, by the numbers of cudaDeviceAttr.
+// A Hopper card, by the numbers of cudaDeviceAttr, or of another capability: 86 is 8.6.
 int cudaDeviceGetAttribute(int *value, int attribute, int) {
+  const char *said = getenv("DEVICE_CAPABILITY");
+  int capability = said ? atoi(said) : 90;
   switch (attribute) {
     case 1: *value = 1024; break;         // threads a block
     case 2: *value = 1024; break;         // of them in x
@@ -45,8 +48,8 @@ int cudaDeviceGetAttribute(int *value, int attribute, int) {
     case 13: *value = 1980000; break;     // clock in kHz
     case 16: *value = 132; break;         // multiprocessors
     case 38: *value = 50 << 20; break;    // second-level cache
-    case 75: *value = 9; break;           // compute capability
-    case 76: *value = 0; break;
+    case 75: *value = capability / 10; break;
+    case 76: *value = capability % 10; break;
     case 97: *value = 232448; break;      // shared memory a block, when asked for
     default: *value = 0;
   }
@@ -75,8 +78,8 @@ int cudaFreeHost(void *pointer) {
   return SUCCESS;
 }
 
-int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *) {
-  if (device_capturing()) return CAPTURING;
+int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, const bool *stream) {
+  if (int code = device_enter(stream)) return code;
   bool reads = kind == TO_HOST || kind == WITHIN_DEVICE;
   bool writes = kind == TO_DEVICE || kind == WITHIN_DEVICE;
   if ((reads && !device_holds(from, size)) || (writes && !device_holds(to, size)))
@@ -84,20 +87,23 @@ int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *) {
   memcpy(to, from, size);
   return SUCCESS;
 }
-int cudaMemcpyPeerAsync(void *to, int, const void *from, int, size_t size, void *stream) {
+int cudaMemcpyPeerAsync(void *to, int, const void *from, int, size_t size,
+                        const bool *stream) {
   return cudaMemcpyAsync(to, from, size, WITHIN_DEVICE, stream);
 }
 
-int cudaStreamCreate(void **stream) {
-  *stream = malloc(1);
+// A stream is whether the default one waits for it.
+int cudaStreamCreateWithFlags(bool **stream, unsigned apart) {
+  *stream = (bool *)malloc(sizeof(bool));
+  **stream = !apart;
   return SUCCESS;
 }
-int cudaStreamCreateWithFlags(void **stream, unsigned) { return cudaStreamCreate(stream); }
-int cudaStreamDestroy(void *stream) {
+int cudaStreamCreate(bool **stream) { return cudaStreamCreateWithFlags(stream, 0); }
+int cudaStreamDestroy(bool *stream) {
   free(stream);
   return SUCCESS;
 }
-int cudaStreamSynchronize(void *) { return device_capturing() ? CAPTURING : SUCCESS; }
+int cudaStreamSynchronize(const bool *stream) { return device_enter(stream); }
 int cudaStreamWaitEvent(void *, void *, unsigned) { return SUCCESS; }
 
 int cudaEventCreate(timespec **event) {
@@ -120,25 +126,27 @@ int cudaEventElapsedTime(float *milliseconds, const timespec *from, const timesp
 
 const char *cudaGetErrorName(int code) { return code ? "cudaError" : "cudaSuccess"; }
 const char *cudaGetErrorString(int code) {
-  if (code == CAPTURING) return "not permitted while a stream is captured";
+  if (code == NO_DEVICE) return "no device is visible";
   return *device_failure() ? device_failure() : "outside what was allocated";
 }
 int cudaGetLastError() { return SUCCESS; }
 int cudaPeekAtLastError() { return SUCCESS; }
 
-int cudaStreamBeginCapture(void *, int) {
-  device_begin_capture();
-  return SUCCESS;
+int cudaStreamBeginCapture(const bool *stream, int mode) {
+  constexpr int RELAXED = 2;
+  return device_begin_capture(stream, mode == RELAXED);
 }
-int cudaStreamEndCapture(void *, void **graph) {
-  *graph = device_end_capture();
-  return SUCCESS;
+int cudaStreamEndCapture(const bool *stream, void **graph) {
+  return device_end_capture(stream, graph);
 }
 int cudaGraphInstantiate(void **executable, void *graph, unsigned long long) {
   *executable = graph;
-  return SUCCESS;
+  return graph ? SUCCESS : INVALID_VALUE;
 }
-int cudaGraphLaunch(void *executable, void *) { return device_launch_graph(executable); }
+int cudaGraphLaunch(void *executable, const bool *stream) {
+  int code = device_enter(stream);
+  return code ? code : device_launch_graph(executable);
+}
 int cudaGraphDestroy(void *) { return SUCCESS; }
 int cudaGraphExecDestroy(void *) { return SUCCESS; }
 

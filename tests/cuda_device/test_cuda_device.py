@@ -6,7 +6,7 @@ import ctypes
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,19 @@ def launched(
 
     Its parameters are p0, p1, ... to the arrays' elements; `memory` is its shared memory.
     """
+    image = probe(body, arrays, block)
+    return called(image, "fatbin", "probe", arrays, (), grid, block, shared)
+
+
+def probe(body: str, arrays: tuple[np.ndarray, ...], block: int) -> bytes:
+    """The image of a module with that kernel."""
     names = {"float32": "float", "float16": "half", "int32": "int"}
     pointers = [f"{names[str(a.dtype)]}* __restrict__ p{i}" for i, a in enumerate(arrays)]
-    source = (
+    return cuda_device.kernels(
         f'{HEADERS}extern "C" __global__ void __launch_bounds__({block}) probe'
         f"({', '.join(pointers)}) {{\n"
         f"  extern __shared__ __align__(64) uchar memory[];\n{body}\n}}\n"
     )
-    return called(cuda_device.kernels(source), "fatbin", "probe", arrays, (), grid, block, shared)
 
 
 def called(
@@ -61,6 +66,27 @@ def called(
     shared: int,
 ) -> tuple[list[np.ndarray], str]:
     """Launch a kernel of a module's image as TVM does."""
+    tensors, launch = ready(image, form, name, arrays, numbers, grid, block, shared)
+    cuda_device.launches()
+    said = ""
+    try:
+        launch()
+    except Exception as error:  # what TVM raises depends on where it failed
+        said = str(error)
+    return [tensor.numpy() for tensor in tensors], said
+
+
+def ready(
+    image: bytes,
+    form: str,
+    name: str,
+    arrays: tuple[np.ndarray, ...],
+    numbers: tuple[tuple[str, int], ...],
+    grid: int,
+    block: int,
+    shared: int,
+) -> tuple[list[Any], Callable[[], Any]]:
+    """The arrays on the device, and what launches the kernel."""
     import tvm
     from tvm_ffi import get_global_func
 
@@ -72,15 +98,9 @@ def called(
     module = get_global_func("ffi.Module.create.cuda")(image, form, functions, {})
     tensors = [tvm.runtime.tensor(array, tvm.cuda(0)) for array in arrays]
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    cuda_device.launches()
-    said = ""
-    try:
-        module[name](
-            *pointers, *(n for _, n in numbers), grid, block, *([shared] if shared else [])
-        )
-    except Exception as error:  # what TVM raises depends on where it failed
-        said = str(error)
-    return [tensor.numpy() for tensor in tensors], said
+    values = [n for _, n in numbers]
+    sizes = [grid, block, *([shared] if shared else [])]
+    return tensors, lambda: module[name](*pointers, *values, *sizes)
 
 
 def test_threads_know_where_they_are(device: cuda_device.Device) -> None:
@@ -282,3 +302,77 @@ def test_launches_of_a_cubin_are_recorded_and_stood_in_for(device: cuda_device.D
 
     _, said, _ = device.submit(launch_cubin, fails).result()
     assert "scale: its stand-in failed" in said
+
+
+def captured(calls: Sequence[str], mode: int) -> list[int]:
+    """What CUDA's runtime answers to `calls` while a stream is captured, and at its end."""
+    runtime = ctypes.CDLL("libcudart.so.13")
+    held, more, stream, other, graph = (ctypes.c_void_p() for _ in range(5))
+    runtime.cudaMalloc(ctypes.byref(held), ctypes.c_size_t(16))
+    for one in (stream, other):
+        runtime.cudaStreamCreate(ctypes.byref(one))
+    known = {
+        "allocate": lambda: runtime.cudaMalloc(ctypes.byref(more), ctypes.c_size_t(16)),
+        "free": lambda: runtime.cudaFree(held),
+        "wait for it": lambda: runtime.cudaStreamSynchronize(stream),
+        "wait for default": lambda: runtime.cudaStreamSynchronize(None),
+        "wait for other": lambda: runtime.cudaStreamSynchronize(other),
+    }
+    codes = [runtime.cudaStreamBeginCapture(stream, mode)]
+    codes += [known[call]() for call in calls]
+    return [*codes, runtime.cudaStreamEndCapture(stream, ctypes.byref(graph))]
+
+
+GLOBAL, RELAXED = 0, 2
+
+
+@pytest.mark.parametrize(
+    ("call", "mode", "answers"),
+    [
+        ("allocate", GLOBAL, [0, 900, 901]),
+        ("free", GLOBAL, [0, 900, 901]),
+        ("allocate", RELAXED, [0, 0, 0]),
+        ("free", RELAXED, [0, 0, 0]),
+        ("wait for it", RELAXED, [0, 900, 901]),
+        ("wait for default", RELAXED, [0, 906, 901]),
+        ("wait for other", GLOBAL, [0, 0, 0]),
+    ],
+)
+def test_a_capture_permits_what_cuda_permits(
+    call: str, mode: int, answers: list[int], device: cuda_device.Device
+) -> None:
+    assert device.submit(captured, [call], mode).result() == answers
+    assert device.submit(captured, [], mode).result() == [0, 0]  # the next one is none the worse
+
+
+def launch_in_a_capture(on_its_stream: bool) -> tuple[float, str]:
+    """What a launch leaves when the stream that is captured is its own, or another; what fails."""
+    import tvm
+    from tvm_ffi import use_raw_stream
+
+    from tune.cuda import CudaError, Graph, new_stream
+
+    arrays = (np.zeros(1, np.float32),)
+    image = probe("p0[0] += 1;", arrays, 1)
+    [tensor], launch = ready(image, "fatbin", "probe", arrays, (), 1, 1, 0)
+    launch()  # loads the code
+    stream = new_stream()
+    said = ""
+    with use_raw_stream(tvm.cuda(), stream if on_its_stream else 0):
+        try:
+            graph = Graph(stream, launch)
+            graph.launch()
+            graph.launch()
+        except (RuntimeError, CudaError) as error:
+            said = str(error)
+    return float(tensor.numpy()[0]), said
+
+
+def test_a_graph_has_the_launches_of_its_stream(device: cuda_device.Device) -> None:
+    assert device.submit(launch_in_a_capture, True).result() == (3, "")
+
+
+def test_none_goes_to_the_default_stream_meanwhile(device: cuda_device.Device) -> None:
+    left, said = device.submit(launch_in_a_capture, False).result()
+    assert left == 1
+    assert "the default stream would wait for one that is captured" in said
