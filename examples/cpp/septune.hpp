@@ -5,7 +5,7 @@
 //
 // Build    One source file of the program defines SEPTUNE_IMPLEMENTATION before it includes this. No
 //          header of TVM's is needed. Link libtvm_ffi.so and, although no symbol of it is named,
-//          libtvm_runtime.so, hence -Wl,--no-as-needed before both.
+//          libtvm_runtime.so, hence -Wl,--no-as-needed before both; and -ldl.
 // Threads  A Network may be called from any thread, one call at a time: others wait. What is to run
 //          at once needs a Network each: clone() makes one that shares code and weights. Each
 //          calling thread gets workers of its own, threads() with itself, which stay until it ends.
@@ -13,6 +13,11 @@
 //          cores from the first, and networks that run at once would meet there. Set
 //          TVM_BIND_THREADS=1 to have the fastest cores, where they differ, or 0 for never.
 //          Loading sets this variable and TVM_NUM_THREADS: load before other threads read any.
+// GPUs     What was built for CUDA computes on the first GPU that CUDA_VISIBLE_DEVICES leaves, on its
+//          default stream; memory that is given to it is the host's all the same. Loading needs
+//          NVIDIA's driver and, where libtvm_runtime.so is found, libtvm_runtime_cuda.so and
+//          libcudart.so.13. Networks on it wait for each other. The first inference of each records
+//          what the later ones launch: let nothing else in the process use the GPU meanwhile.
 // Errors   septune::Error, whose text says what was wrong, what was expected and what to do. After
 //          one, a Network can be used further.
 #ifndef SEPTUNE_HPP
@@ -102,6 +107,7 @@ float from_float16(std::uint16_t bits);
 #include <sstream>
 #include <utility>
 
+#include <dlfcn.h>
 #include <unistd.h>
 
 namespace septune {
@@ -120,6 +126,7 @@ enum Type : std::int32_t {
     NONE = 0,
     INT = 1,
     BOOL = 2,
+    POINTER = 4,
     RAW_STR = 8,
     SMALL_STR = 11,
     FIRST_COUNTED = 64, // all from here on are objects that are counted
@@ -143,6 +150,7 @@ struct Any {
     union {
         std::int64_t number;
         const char *text;
+        const void *pointer;
         Object *object;
         char letters[8];
     };
@@ -153,7 +161,7 @@ struct Raised { // what an error object holds behind its head
 struct Device {
     std::int32_t kind, number;
 };
-constexpr std::int32_t CPU = 1;
+constexpr std::int32_t CPU = 1, CUDA = 2;
 struct Dtype {
     std::uint8_t code, bits;
     std::uint16_t lanes;
@@ -189,6 +197,7 @@ int septune_tensor(Managed *, std::int32_t, std::int32_t,
 constexpr std::size_t ALIGNMENT = 64; // bytes; compiled code loads whole vectors
 constexpr int POOLED_ALLOCATOR = 2;   // of TVM's: memory of an inference is kept for the next
 constexpr int BIG_CORES = 1;          // TVM's affinity mode: the cores of highest frequency first
+enum Attribute { EXISTS = 0, CAPABILITY = 4, NAME = 5 }; // of a device, as TVM numbers them
 
 inline std::string text_of(const abi::Bytes &bytes) { return {bytes.data, bytes.size}; }
 
@@ -270,6 +279,14 @@ inline abi::Any borrowed(std::int64_t number)
     abi::Any any{};
     any.type = abi::INT;
     any.number = number;
+    return any;
+}
+
+inline abi::Any borrowed(const void *memory)
+{
+    abi::Any any{};
+    any.type = abi::POINTER;
+    any.pointer = memory;
     return any;
 }
 
@@ -425,6 +442,7 @@ private:
 struct Artifact {
     std::vector<Port> inputs, outputs;
     int threads = 0;
+    bool on_gpu = false;
     std::string made_with; // versions of TVM's two halves
     Value library;
 };
@@ -450,6 +468,44 @@ inline std::set<std::string> cpu_features()
     return found;
 }
 
+// TVM's side of a GPU, which a program is not linked with, to run without one. What is loaded serves
+// whatever asks for it by its name.
+inline void load_cuda()
+{
+    const char *const needed[][2] = {
+        {"libcuda.so.1", "NVIDIA's driver; run this on a machine with a GPU"},
+        {"libcudart.so.13", "CUDA 13's; put it beside libtvm_runtime.so"},
+        {"libtvm_runtime_cuda.so", "that of apache-tvm's wheel; put it beside libtvm_runtime.so"}};
+    for (const auto &[name, expected] : needed)
+        if (!dlopen(name, RTLD_NOW))
+            throw Error(std::string("cannot load ") + dlerror() + "; expected " + expected);
+}
+
+inline Value gpu(Attribute attribute)
+{
+    std::vector<abi::Any> arguments;
+    for (std::int64_t number : {int(abi::CUDA), 0, int(attribute)})
+        arguments.push_back(borrowed(number));
+    return call(global("runtime.GetDeviceAttr"), arguments, "GPU");
+}
+
+// Code for Ampere and Ada runs on later minor versions, all other on its own architecture alone.
+inline void check_gpu(const Value &target, const std::string &path)
+{
+    load_cuda();
+    if (gpu(EXISTS).number() == 0)
+        throw Error("CUDA finds no GPU; expected one, and a driver of version 580 or newer; see what "
+                    "nvidia-smi says and CUDA_VISIBLE_DEVICES leaves");
+    const std::string wanted = member(target, "mcpu").text();
+    std::string found = "sm_" + gpu(CAPABILITY).text();
+    found.erase(found.find('.'), 1);
+    auto eight = [](const std::string &arch) { return arch.size() == 5 && arch[3] == '8'; };
+    if (found != wanted && !(eight(found) && eight(wanted) && found > wanted))
+        throw Error(path + " was built for " + wanted + ", whose code this GPU, " +
+                    gpu(NAME).text() + " of " + found + ", cannot run; expected a build for it; "
+                    "build it with --device " + found);
+}
+
 inline void check_machine(const Value &manifest, const std::string &path)
 {
 #if defined(__x86_64__)
@@ -461,7 +517,7 @@ inline void check_machine(const Value &manifest, const std::string &path)
 #endif
     Value target = member(manifest, "target");
     const std::string kind = member(target, "kind").text(), device = member(target, "device").text();
-    if (kind != here)
+    if ((kind == "cuda" ? "x86" : kind) != here) // a GPU's host
         throw Error(path + " was built for " + kind + ", this program for " + here +
                     "; expected the same; build it with --target " + here);
     std::set<std::string> features = cpu_features();
@@ -470,6 +526,8 @@ inline void check_machine(const Value &manifest, const std::string &path)
             throw Error(path + " was built for " + device + " and needs " + feature.text() +
                         ", which this CPU lacks; expected a build for this machine; "
                         "build it with its --device");
+    if (kind == "cuda")
+        check_gpu(target, path);
 }
 
 // The linked library has the interface that is declared above.
@@ -527,6 +585,7 @@ inline std::shared_ptr<const Artifact> load(const std::string &path, const Optio
         artifact->inputs = {port(member(manifest, "input"))};
         artifact->outputs = {port(member(manifest, "output"))};
         artifact->threads = static_cast<int>(member(manifest, "threads").number());
+        artifact->on_gpu = member(member(manifest, "target"), "kind").text() == "cuda";
         artifact->made_with = "TVM " + member(manifest, "tvm").text() + " and apache-tvm-ffi " +
                               member(manifest, "tvm_ffi").text();
         member(manifest, "library_sha256").text();
@@ -587,6 +646,25 @@ inline Value view(const Port &port, const void *data)
         rethrow(port.name);
     owner.release();
     return Value(handle, abi::TENSOR);
+}
+
+// A tensor in the GPU's memory.
+inline Value gpu_tensor(const Port &port)
+{
+    std::vector<abi::Any> sizes;
+    for (std::int64_t size : port.shape)
+        sizes.push_back(borrowed(size));
+    const Value shape = call(global("ffi.Shape"), sizes, port.name);
+    return call(global("runtime.TVMTensorAllocWithScope"),
+                {shape.any(), borrowed(port.dtype.c_str()), borrowed("cuda"), abi::Any{}},
+                port.name);
+}
+
+// Copies between such a tensor and memory of the host, and waits until it is done.
+inline void copy(const char *function, const Value &tensor, const void *memory, const Port &port)
+{
+    const auto bytes = static_cast<std::int64_t>(port.bytes());
+    call(global(function), {tensor.any(), borrowed(memory), borrowed(bytes)}, port.name);
 }
 
 struct Freed {
@@ -670,48 +748,79 @@ std::size_t Port::bytes() const { return values() * detail::dl_type(dtype).bits 
 struct Network::State {
     explicit State(std::shared_ptr<const detail::Artifact> from) : artifact(std::move(from))
     {
-        using detail::borrowed;
+        std::lock_guard<std::mutex> lock(turn());
         try {
             machine = call(method(artifact->library, "vm_load_executable"), {}, "byte code");
         } catch (const Error &error) {
             throw detail::unloadable(error, artifact->made_with);
         }
-        std::vector<detail::abi::Any> where;
-        for (int i = 0; i < 2; ++i) // where it computes, and where its host is
-            for (std::int64_t value : {int(detail::abi::CPU), 0, detail::POOLED_ALLOCATOR})
-                where.push_back(borrowed(value));
+        std::vector<detail::abi::Any> where; // it computes, and where its host is
+        for (std::int32_t device : {artifact->on_gpu ? detail::abi::CUDA : detail::abi::CPU,
+                                    detail::abi::CPU})
+            for (std::int64_t value : {int(device), 0, detail::POOLED_ALLOCATOR})
+                where.push_back(detail::borrowed(value));
         call(method(machine, "vm_initialization"), where, "vm_initialization");
         main = method(machine, "main");
-        for (const Port &port : artifact->inputs)
-            copies.push_back(detail::aligned(port.bytes()));
+        if (artifact->on_gpu)
+            for (const auto *ports : {&artifact->inputs, &artifact->outputs})
+                for (const Port &port : *ports)
+                    fixed.push_back(detail::gpu_tensor(port));
+        else
+            for (const Port &port : artifact->inputs)
+                copies.push_back(detail::aligned(port.bytes()));
+    }
+
+    ~State()
+    {
+        std::lock_guard<std::mutex> lock(turn());
+        fixed.clear();
+        main = machine = {};
+        artifact.reset();
     }
 
     void run(const std::map<std::string, const void *> &given,
              const std::map<std::string, void *> &taken)
     {
-        std::lock_guard<std::mutex> lock(mutex);
+        std::lock_guard<std::mutex> lock(turn());
         const auto &inputs = artifact->inputs, &outputs = artifact->outputs;
-        std::vector<detail::Value> tensors;
-        std::vector<detail::abi::Any> arguments;
+        std::vector<detail::Value> tensors = fixed;
         for (std::size_t i = 0; i < inputs.size(); ++i) {
             const void *data = detail::named(given, inputs, i, "inputs are");
+            if (artifact->on_gpu) {
+                detail::copy("runtime.TVMTensorCopyFromBytes", fixed[i], data, inputs[i]);
+                continue;
+            }
             if (reinterpret_cast<std::uintptr_t>(data) % detail::ALIGNMENT != 0)
                 data = std::memcpy(copies[i].get(), data, inputs[i].bytes());
             tensors.push_back(detail::view(inputs[i], data));
-            arguments.push_back(tensors.back().any());
         }
         void *out = detail::named(taken, outputs, 0, "outputs are");
         detail::use_threads(artifact->threads);
+        std::vector<detail::abi::Any> arguments;
+        for (const detail::Value &tensor : tensors)
+            arguments.push_back(tensor.any());
         detail::Value result = call(main, arguments, "inference");
         if (!result.is(detail::abi::TENSOR))
             throw Error("the network returned no tensor; expected one; build it again");
-        std::memcpy(out, result.tensor().data, outputs[0].bytes());
+        if (artifact->on_gpu)
+            detail::copy("runtime.TVMTensorCopyToBytes", result, out, outputs[0]);
+        else
+            std::memcpy(out, result.tensor().data, outputs[0].bytes());
+    }
+
+    // Whoever holds it computes. On a GPU all networks have one: while one of them records its
+    // launches, CUDA lets no other allocate, free or launch.
+    std::mutex &turn()
+    {
+        static std::mutex of_gpu;
+        return artifact->on_gpu ? of_gpu : own_turn;
     }
 
     std::shared_ptr<const detail::Artifact> artifact;
     detail::Value machine, main;
-    std::vector<detail::Memory> copies; // of inputs that are not aligned
-    std::mutex mutex;
+    std::vector<detail::Value> fixed;   // on a GPU, inputs and outputs, where its launches have them
+    std::vector<detail::Memory> copies; // on a CPU, of inputs that are not aligned
+    std::mutex own_turn;
 };
 
 Network::Network(const std::string &path, Options options)

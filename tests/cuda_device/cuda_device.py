@@ -165,6 +165,15 @@ def _named(library: Path) -> tuple[str, ...]:
     return ("-o", str(library), f"-Wl,-soname,{library.name}")
 
 
+def libraries() -> str:
+    """The folder of the device's two libraries: on LD_LIBRARY_PATH it is another program's, too.
+
+    As long as this process lives, which keeps the kernels that it has compiled there.
+    """
+    _driver()
+    return str(_folder())
+
+
 @cache
 def _folder() -> Path:
     """Where this process keeps what it compiles, gone when it ends."""

@@ -44,9 +44,9 @@ def lines(*command: str | Path) -> list[str]:
     return run(*command).stdout.decode().splitlines()
 
 
-def refused(*command: str | Path) -> str:
+def refused(*command: str | Path, **options: Any) -> str:
     """What a command that fails with status 1 says on stderr."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
     assert (done.returncode, done.stdout) == (1, "")
     return done.stderr.strip()
 
@@ -72,7 +72,7 @@ def compiled(output: Path, *words: str | Path) -> Path:
     run(
         *("g++", "-O1", "-std=c++17", "-pthread", *WARNINGS, f"-I{CPP}", *words, "-o", output),
         *(f"-L{tvm}", f"-L{ffi}", f"-Wl,-rpath,{tvm}:{ffi}"),
-        *("-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi"),
+        *("-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", "-ldl"),
     )
     return output
 
@@ -129,6 +129,7 @@ SAME(abi::VERSION.patch, TVM_FFI_VERSION_PATCH);
 SAME(abi::NONE, kTVMFFINone);
 SAME(abi::INT, kTVMFFIInt);
 SAME(abi::BOOL, kTVMFFIBool);
+SAME(abi::POINTER, kTVMFFIOpaquePtr);
 SAME(abi::RAW_STR, kTVMFFIRawStr);
 SAME(abi::SMALL_STR, kTVMFFISmallStr);
 SAME(abi::FIRST_COUNTED, kTVMFFIStaticObjectBegin);
@@ -136,6 +137,7 @@ SAME(abi::STR, kTVMFFIStr);
 SAME(abi::FUNCTION, kTVMFFIFunction);
 SAME(abi::TENSOR, kTVMFFITensor);
 SAME(abi::CPU, kDLCPU);
+SAME(abi::CUDA, kDLCUDA);
 SAME(abi::UINT, kDLUInt);
 SAME(abi::FLOAT, kDLFloat);
 SIZE(abi::Version, TVMFFIVersion);
@@ -146,6 +148,7 @@ PLACE(abi::Bytes, size, TVMFFIByteArray, size);
 SIZE(abi::Any, TVMFFIAny);
 PLACE(abi::Any, small_size, TVMFFIAny, small_str_len);
 PLACE(abi::Any, number, TVMFFIAny, v_int64);
+PLACE(abi::Any, pointer, TVMFFIAny, v_ptr);
 PLACE(abi::Any, letters, TVMFFIAny, v_bytes);
 PLACE(abi::Raised, kind, TVMFFIErrorCell, kind);
 PLACE(abi::Raised, message, TVMFFIErrorCell, message);
@@ -345,7 +348,7 @@ def test_tvm_without_its_runtime_is_told(library: Path, tmp_path: Path) -> None:
     ffi = site() / "tvm_ffi" / "lib"
     run(
         *("g++", "-std=c++17", f"-I{CPP}", source, "-o", tmp_path / "main"),
-        *(f"-L{ffi}", f"-Wl,-rpath,{ffi}", "-ltvm_ffi"),
+        *(f"-L{ffi}", f"-Wl,-rpath,{ffi}", "-ltvm_ffi", "-ldl"),
     )
     assert refused(tmp_path / "main", library).endswith(
         "expected libtvm_runtime.so to be linked; link it with -Wl,--no-as-needed before "
