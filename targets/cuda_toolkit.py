@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -111,6 +111,19 @@ def wheels() -> Path | None:
     folders = spec.submodule_search_locations if spec else None
     roots = (Path(folder) / "cu13" for folder in folders or ())
     return next((root for root in roots if root.is_dir()), None)
+
+
+def runtime_library() -> Path:
+    """The file of the CUDA runtime, of the wheels or the toolkit. ToolkitError without one."""
+    nvcc = None
+    with suppress(ToolkitError):
+        nvcc = _nvcc()
+    for path in _beside(nvcc):
+        if path.is_file():
+            return path
+    raise ToolkitError(
+        f"no {RUNTIME} is found; expected that of a CUDA 13 toolkit or of pip's packages; {INSTALL}"
+    )
 
 
 def _nvcc() -> Path:

@@ -1,4 +1,7 @@
-"""An artifact in, a folder out that runs on a machine without Python: runtime, header, program."""
+"""An artifact in, a folder out that runs on a machine without Python: runtime, header, program.
+
+For a GPU the folder has TVM's CUDA runtime and NVIDIA's own; the driver is the machine's.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from targets import machines
+from targets import cuda_toolkit, machines
 from targets.target import Target
 from tune.emulator import wheels
 from tune.emulator.cache import cache, once
@@ -24,7 +27,9 @@ from tune.pins import PINS
 CPP = Path(__file__).resolve().parents[1] / "examples" / "cpp"
 LABELS = Path(__file__).parent / "data" / "imagenet_labels.txt"
 LIBRARIES = ("tvm/lib/libtvm_runtime.so", "tvm_ffi/lib/libtvm_ffi.so")  # of TVM's two packages
-HARDWARE = {"x86": "x86_64", "arm64": "aarch64"}  # kind of machine -> its name in `uname -m`
+GPU_LIBRARY = "tvm/lib/libtvm_runtime_cuda.so"  # beside them, where a GPU computes
+# Kind of machine -> its name in `uname -m`, or its host's.
+HARDWARE = {"x86": "x86_64", "arm64": "aarch64", "cuda": "x86_64"}
 PYTHON = "3.11"  # of the wheels that libraries are taken from; Python itself is not
 RUN_TIMEOUT_S = 120.0
 
@@ -32,7 +37,8 @@ README = """\
 # {name}
 
 MobileNet-V1 for {device}, compiled by septune with TVM {tvm}. Everything that it needs is in this
-folder, except for the C and C++ libraries of a Linux system: glibc {glibc} or newer, libstdc++.
+folder, except for the C and C++ libraries of a Linux system: glibc {glibc} or newer,
+libstdc++{driver}.
 
 ```
 ./classify {name}.so photo.ppm
@@ -55,12 +61,16 @@ and is built in this folder by
 
 ```
 g++ -O2 -std=c++17 app.cc -o app -pthread -Iinclude -Llib -Wl,-rpath,'$ORIGIN/lib' \\
-    -Wl,--no-as-needed -ltvm_runtime -ltvm_ffi
+    -Wl,--no-as-needed -ltvm_runtime -ltvm_ffi -ldl
 ```
 
 An image is {shape} of {dtype}: {range}. `include/septune.hpp` says what holds for threads and
 errors. `{name}.json` describes the network and belongs beside it.
 """
+
+DRIVER = """\
+; and except for NVIDIA's driver, 580 or newer. `lib/libcudart.so.13` is NVIDIA's, whose
+licence for CUDA lets it be passed on with an application"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +116,11 @@ def package(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} is in use; expected a new or empty folder; choose another -o")
     site = _site(target.kind, progress)
+    runtime = _runtime(target.kind, site)
     with tempfile.TemporaryDirectory(prefix="septune-") as name:
         program = Path(name) / "classify"
         _compile(link, site, program)
-        pieces = _pieces(library, manifest, site, program)
+        pieces = _pieces(library, manifest, runtime, program)
         for piece in pieces:
             place = folder / piece.place
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -131,11 +142,13 @@ def package(
     )
 
 
-def _pieces(library: Path, manifest: dict[str, Any], site: Path, program: Path) -> list[_Piece]:
+def _pieces(
+    library: Path, manifest: dict[str, Any], runtime: Sequence[Path], program: Path
+) -> list[_Piece]:
     pieces = [
         _Piece("network", library, library.name),
         _Piece("network", library.with_suffix(".json"), library.with_suffix(".json").name),
-        *(_Piece("runtime", site / path, f"lib/{Path(path).name}") for path in LIBRARIES),
+        *(_Piece("runtime", path, f"lib/{path.name}") for path in runtime),
         _Piece("program", program, program.name),
         _Piece("header", CPP / "septune.hpp", "include/septune.hpp"),
     ]
@@ -146,11 +159,6 @@ def _pieces(library: Path, manifest: dict[str, Any], site: Path, program: Path) 
 
 def _site(kind: str, progress: Callable[[str], None]) -> Path:
     """A folder of TVM's packages for such a machine: those installed here, or fetched once."""
-    if kind not in HARDWARE:
-        raise UsageError(
-            f"the library was built for {kind}; expected {' or '.join(HARDWARE)}, whose runtime "
-            f"can be packaged; build it for one of these"
-        )
     if HARDWARE[kind] == platform.machine():
         return _installed("tvm")
     if kind != "arm64":
@@ -166,6 +174,17 @@ def _site(kind: str, progress: Callable[[str], None]) -> Path:
         shutil.rmtree(folder / "wheels")
 
     return once(cache() / "runtime-arm64", json.dumps(wanted), make) / "site"
+
+
+def _runtime(kind: str, site: Path) -> list[Path]:
+    """The libraries that a network for such a machine runs with. SetupError without one."""
+    found = [site / path for path in LIBRARIES]
+    if kind == "cuda":
+        try:
+            found += [site / GPU_LIBRARY, cuda_toolkit.runtime_library()]
+        except cuda_toolkit.ToolkitError as error:
+            raise SetupError(str(error)) from None
+    return found
 
 
 def _installed(name: str) -> Path:
@@ -187,6 +206,7 @@ def _compile(link: Sequence[str], site: Path, program: Path) -> None:
         *(str(CPP / "classify.cc"), str(CPP / "photo.cc"), "-o", str(program)),
         *("-Wl,-rpath,$ORIGIN/lib", "-Wl,--no-as-needed"),
         *(str(site / path) for path in LIBRARIES),
+        "-ldl",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -204,6 +224,7 @@ def _readme(library: Path, manifest: dict[str, Any], glibc: str) -> str:
         device=manifest["target"]["device"],
         tvm=manifest["tvm"],
         glibc=glibc,
+        driver=DRIVER if manifest["target"]["kind"] == "cuda" else "",
         shape=" x ".join(map(str, image["shape"][1:])),
         dtype=image["dtype"],
         range=image["range"],

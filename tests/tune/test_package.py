@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from targets import arm64, machines
+from targets import arm64, cuda_toolkit, machines
 from tune import cli, pipeline
 from tune.emulator import qemu
 from tune.emulator.guest import guest
@@ -152,6 +152,44 @@ def test_a_library_for_another_kind_of_machine(library: Path, tmp_path: Path) ->
         packaged(library, tmp_path / "package", "arm64")
     assert str(error.value) == (
         f"{library} was built for x86; expected arm64, as --target says; pass --target x86"
+    )
+    assert not (tmp_path / "package").exists()
+
+
+@pytest.fixture
+def for_a_gpu(library: Path, tmp_path: Path) -> Path:
+    """A library whose manifest says so."""
+    manifest = json.loads(library.with_suffix(".json").read_text())
+    manifest["target"] = {"kind": "cuda", "device": "h100", "mcpu": "sm_90", "features": []}
+    (tmp_path / "net.json").write_text(json.dumps(manifest))
+    return Path(shutil.copy(library, tmp_path / "net.so"))
+
+
+def test_for_a_gpu_it_has_all_but_the_driver(
+    for_a_gpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it runs is tested where the network is one for a GPU."""
+    monkeypatch.setattr(machines("cuda"), "can_run", lambda target: False)
+    folder = tmp_path / "package"
+    made = packaged(for_a_gpu, folder, "cuda")
+    gpu_files = {"lib/libcudart.so.13", "lib/libtvm_runtime_cuda.so"}
+    assert files(folder) == FILES | gpu_files
+    assert made["measured"] is None
+    assert sum(made["parts"].values()) - made["parts"]["weights"] <= MOST_BYTES + (3 << 19)
+    text = (folder / "README.md").read_text()
+    assert "for h100" in text
+    assert "and except for NVIDIA's driver, 580 or newer" in text
+
+
+def test_cuda_without_its_runtime_is_told(
+    for_a_gpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_toolkit, "_beside", lambda nvcc: iter(()))
+    with pytest.raises(SetupError) as error:
+        packaged(for_a_gpu, tmp_path / "package", "cuda")
+    assert str(error.value) == (
+        "no libcudart.so.13 is found; expected that of a CUDA 13 toolkit or of pip's packages; "
+        "run: pip install -e '.[cuda]'"
     )
     assert not (tmp_path / "package").exists()
 
