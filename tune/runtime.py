@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tune.pins import PINS, check_pins
 
 HOST_MEMORY = (1, 3)  # DLPack's kDLCPU, and kDLCUDAHost: pinned, and the CPU's all the same
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
+GPU_TURN = threading.RLock()  # while one network records its graph, CUDA refuses others' calls
 
 
 class Network:
@@ -27,7 +30,7 @@ class Network:
 
     One call at a time: a network has one memory for what lies between its layers. What is to run at
     once needs one each: a clone for each of Python's threads, which compute side by side, since a
-    call lets others run; or one loaded in each process.
+    call lets others run; or one loaded in each process. Those on a GPU take turns.
     """
 
     def __init__(self, module: Any, manifest: dict[str, Any], device: Any) -> None:
@@ -35,6 +38,7 @@ class Network:
         from tvm.runtime.vm import VirtualMachine
 
         self._module, self._device = module, device
+        self._turn = GPU_TURN if manifest["target"]["kind"] == "cuda" else nullcontext()
         self._machine = VirtualMachine(module, device)
         self._main = self._machine["main"]
         self.manifest = manifest
@@ -42,10 +46,11 @@ class Network:
         self.dtype: str = manifest["input"]["dtype"]
         self._fixed: tuple[Any, ...] = ()  # image and logits, where a GPU's graph has them
         if manifest["target"]["kind"] == "cuda":
-            self._fixed = tuple(
-                empty(tuple(port["shape"]), port["dtype"], device)
-                for port in (manifest["input"], manifest["output"])
-            )
+            with self._turn:
+                self._fixed = tuple(
+                    empty(tuple(port["shape"]), port["dtype"], device)
+                    for port in (manifest["input"], manifest["output"])
+                )
 
     def __call__(self, images: Any) -> Array:
         """Logits (N,classes) of `images`, a NumPy array or any DLPack tensor.
@@ -53,7 +58,8 @@ class Network:
         UsageError when they have another shape or dtype than the network was built for, or lie in
         memory of another device.
         """
-        logits: Array = self.run(self.bind(images)).numpy()
+        with self._turn:
+            logits: Array = self.run(self.bind(images)).numpy()
         return logits
 
     def many(self, images: Any) -> Array:
@@ -99,7 +105,8 @@ class Network:
                 f"convert them, or build for another --batch, --resolution, --dtype or --input"
             )
         if self._fixed:
-            return tensor.copyto(self._fixed[0])
+            with self._turn:
+                return tensor.copyto(self._fixed[0])
         return tensor if tensor.device == self._device else tensor.copyto(self._device)
 
     def run(self, images: Any) -> Any:
@@ -107,7 +114,8 @@ class Network:
 
         On a GPU it is one launch, and the same tensor every time.
         """
-        return self._main(*(self._fixed or (images,)))
+        with self._turn:
+            return self._main(*(self._fixed or (images,)))
 
 
 def load(path: str | Path, threads: int | None = None) -> Network:
