@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import kernel, kernels_for
 from kernels.tolerance import network_tolerance
-from kernels.version import version
 from targets import machines
 from tune import pipeline, weights
 from tune.eager import from_weights
@@ -36,31 +37,37 @@ PAIR = MobileNet(alpha=0.25, resolution=32, classes=5, batch=2, variant="torch")
 SEED = 3
 
 
-def built(model: MobileNet, folder: Path, input_dtype: str | None = None) -> Path:
-    """A library of `model` with random weights, every layer at its default."""
-    library = folder / "net.so"
-    log = pipeline.Log(path=folder / "none.jsonl")
-    pipeline.build(
-        model,
-        HOST,
-        log,
-        threads=1,
-        weights=None,
-        seed=SEED,
-        output=library,
-        input_dtype=input_dtype,
-    )
-    return library
+Built = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(MODEL, tmp_path_factory.mktemp("artifact"))
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Builds a library of a model, once, with random weights and every layer at its default."""
+
+    @cache
+    def build(model: MobileNet, input_dtype: str | None = None) -> Path:
+        folder = tmp_path_factory.mktemp("artifact")
+        library, log = folder / "net.so", pipeline.Log(path=folder / "none.jsonl")
+        given: dict[str, Any] = {"threads": 1, "weights": None, "seed": SEED, "output": library}
+        pipeline.build(model, HOST, log, **given, input_dtype=input_dtype)
+        return library
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def library(built: Built) -> Path:
+    return built(MODEL)
 
 
 @pytest.fixture(scope="module")
 def network(library: Path) -> Network:
     return load(library)
+
+
+@pytest.fixture(scope="module")
+def pair(built: Built) -> Network:
+    return load(built(PAIR))
 
 
 def images(model: MobileNet, seed: int = 0) -> np.ndarray:
@@ -88,8 +95,7 @@ def test_logits_are_those_of_eager(network: Network) -> None:
         assert_close(MODEL, y, in_torch(MODEL, x))
 
 
-def test_every_image_of_a_batch_has_its_logits(tmp_path: Path) -> None:
-    pair = load(built(PAIR, tmp_path))
+def test_every_image_of_a_batch_has_its_logits(pair: Network) -> None:
     x = images(PAIR)
     assert pair.input_shape == (2, 32, 32, 3)
     assert_close(PAIR, pair(x), in_torch(PAIR, x))
@@ -166,16 +172,14 @@ def test_other_images_are_refused(network: Network, x: Any, was: str) -> None:
 
 
 @pytest.mark.parametrize("model", [MODEL, PAIR], ids=["one", "two"])
-def test_bytes_give_the_logits_of_their_values(model: MobileNet, tmp_path: Path) -> None:
+def test_bytes_give_the_logits_of_their_values(model: MobileNet, built: Built) -> None:
     """To the last bit: the graph's first step computes what a caller would."""
     pixels = np.random.default_rng(0).integers(0, 256, model.input_shape, np.uint8)
     values = pixels.astype(np.float32) / np.float32(127.5) - 1
-    for folder in ("bytes", "values"):
-        (tmp_path / folder).mkdir()
-    bytes_in = load(built(model, tmp_path / "bytes", "uint8"))
+    bytes_in = load(built(model, "uint8"))
     assert bytes_in.dtype == "uint8"
     assert bytes_in.manifest["input"]["range"] == "RGB, 0 to 255"
-    expected = load(built(model, tmp_path / "values"))(values)
+    expected = load(built(model))(values)
     np.testing.assert_array_equal(bytes_in(pixels), expected)
     np.testing.assert_array_equal(bytes_in(torch.from_numpy(pixels)), expected)
     with pytest.raises(UsageError, match="images are float32"):
@@ -183,8 +187,7 @@ def test_bytes_give_the_logits_of_their_values(model: MobileNet, tmp_path: Path)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_any_number_of_images(tmp_path: Path, count: int) -> None:
-    pair = load(built(PAIR, tmp_path))
+def test_any_number_of_images(pair: Network, count: int) -> None:
     x = np.random.default_rng(count).uniform(-1, 1, (count, 32, 32, 3)).astype(np.float32)
     y = pair.many(x)
     assert (y.shape, y.dtype) == ((count, 5), np.float32)
@@ -335,7 +338,10 @@ def test_manifest_says_what_the_library_is(library: Path) -> None:
     assert [layer["name"] for layer in layers] == [layer.name for layer in MODEL.layers]
     assert [layer["workload"] for layer in layers] == [layer.workload.key for layer in MODEL.layers]
     assert {layer["why"] for layer in layers} == {"default"}
-    assert all(version(layer["kernel"], "x86", "float32") for layer in layers)
+    for layer, described in zip(MODEL.layers, layers, strict=True):
+        first = kernels_for(layer.workload, HOST)[0]
+        default = kernel(first).space(layer.workload, HOST).default
+        assert (described["kernel"], described["config"]) == (first, default)
 
 
 def test_manifest_tells_libraries_and_weights_apart(library: Path, tmp_path: Path) -> None:
