@@ -10,6 +10,8 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from kernels import kernel, kernels_for
 from kernels.reference import reference
 from kernels.tolerance import network_tolerance
 from kernels.triton.call import Call, Launch
-from kernels.workload import Head, Pointwise, Workload
+from kernels.workload import Depthwise, Head, Workload
 from targets import machines
 from tune import weights
 from tune.compile import compile_network, manifest
@@ -34,6 +36,9 @@ from tune.runtime import Network
 SM_90 = machines("cuda").DEVICES["sm_90"]
 MODEL = MobileNet(alpha=0.25, resolution=32, classes=10, dtype="float16")
 INFERENCES = 3
+# Blocks that are one choice, each by a kernel of this kind.
+TOGETHER = {"block1": "triton.", "block2": "te.cuda.", "block3": "triton."}
+BY_TRITON = ("block4",)  # whose depthwise layer is, too
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,24 @@ class Seen:
 
 
 def choices() -> tuple[Choice, ...]:
-    """Triton's kernels for pointwise layers and the head, TVM's for all others, by default.
+    """Triton's kernels, but TVM's for one block and most depthwise layers, all by default.
 
     The last two are two launches each, and leave something in memory from one to the other.
     """
     found = []
-    for layer in MODEL.layers:
-        kind = "triton." if isinstance(layer.workload, Pointwise | Head) else "te.cuda."
-        name = next(n for n in kernels_for(layer.workload, SM_90) if n.startswith(kind))
-        space = kernel(name).space(layer.workload, SM_90)
-        config = space.default
-        if layer in MODEL.layers[-2:]:
-            knob = "LAUNCHES" if isinstance(layer.workload, Head) else "SPLIT_CI"
-            config = next(config for config in space if config[knob] == 2)
-        found.append(Choice(layers=(layer,), kernel=name, config=config, why="default"))
+    for block, members in groupby(MODEL.layers, key=lambda layer: layer.name.partition(".")[0]):
+        layers = tuple(members)
+        for taken in [layers] if block in TOGETHER else [(layer,) for layer in layers]:
+            workload = Choice(layers=taken, kernel="", config={}, why="default").workload
+            alone = isinstance(workload, Depthwise) and block not in BY_TRITON
+            kind = TOGETHER.get(block, "te.cuda." if alone else "triton.")
+            name = next(n for n in kernels_for(workload, SM_90) if n.startswith(kind))
+            space = kernel(name).space(workload, SM_90)
+            config = space.default
+            if taken[-1] in MODEL.layers[-2:]:
+                knob = "LAUNCHES" if isinstance(workload, Head) else "SPLIT_CI"
+                config = next((c for c in space if c.get(knob) == 2), config)
+            found.append(Choice(layers=taken, kernel=name, config=config, why="default"))
     return tuple(found)
 
 
@@ -81,26 +90,33 @@ def computed(workload: Workload, call: Call, launch: Launch) -> Callable[[Any], 
             name: cuda_device.array(pointer, shapes[name].shape, shapes[name].dtype)
             for name, pointer in zip(launch.tensors, made.arguments, strict=False)
         }
-        x, wt, bias, y, parts, means = map(memory.get, ("x", "wt", "bias", "y", "parts", "means"))
-        if wt is not None:
-            wt = wt[: workload.weight_shapes[0][0], : workload.weight_shapes[0][1]]
-        if bias is not None:
-            bias = bias[: workload.weight_shapes[1][0]]
+        weights = [
+            unpadded(memory[tensor.name], shape)
+            for tensor, shape in zip(call.arguments[1:-1], workload.weight_shapes, strict=True)
+            if tensor.name in memory
+        ]
+        x, y, parts, means = map(memory.get, ("x", "y", "parts", "means"))
         match launch.kernel.__name__:
-            case "_pointwise" if parts is None:
-                y[...] = reference(workload, x.reshape(workload.x_shape), (wt, bias)).reshape(
-                    y.shape
-                )
-            case "_pointwise":
-                parts[...] = x.astype("float32") @ wt.astype("float32") / len(parts)
+            case "_pointwise" if parts is not None:
+                parts[...] = x.astype("float32") @ weights[0].astype("float32") / len(parts)
             case "_pointwise_sum":
-                y[...] = np.clip(parts.sum(axis=0) + bias, 0, 6)
+                y[...] = np.clip(parts.sum(axis=0) + weights[0], 0, 6)
             case "_head_pool":
                 means[...] = x.mean(axis=1, dtype="float32")
             case "_head_dense":
-                y[...] = means.astype("float32") @ wt.astype("float32") + bias
+                y[...] = means.astype("float32") @ weights[0].astype("float32") + weights[1]
+            case _:
+                values = reference(workload, x.reshape(workload.x_shape), weights)
+                y[...] = values.reshape(y.shape)
 
     return compute
+
+
+def unpadded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A filter or bias of `shape`, of which a kernel may have made the first axes one."""
+    joined = len(shape) - array.ndim + 1
+    sizes = (prod(shape[:joined]), *shape[joined:])
+    return array[tuple(map(slice, sizes))].reshape(shape)
 
 
 def infer(path: str) -> list[Seen]:
@@ -189,5 +205,6 @@ def test_no_memory_is_a_threads_own(seen: list[Seen], library: Path) -> None:
 def test_the_library_holds_the_machine_code(seen: list[Seen], library: Path) -> None:
     held = {one.name for cubin in cubins(library.read_bytes()) for one in inspect(cubin).kernels}
     launched = {launch.kernel for launch in seen[0].launches if launch.by == "stand-in"}
-    assert len(launched) > 5
+    names = {name.rpartition("_")[0] for name in launched}
+    assert names >= {"stem", "separable", "depthwise", "pointwise", "pointwise_sum", "head_dense"}
     assert launched <= held
