@@ -37,6 +37,7 @@ import numpy as np
 
 SOURCES = Path(__file__).parent
 SHIM = SOURCES / "shim"
+CHECKED = ("-O1", "-fsanitize=alignment", f"-I{SHIM}")
 Answer = TypeVar("Answer")
 _KEPT: list[Any] = []  # what C holds on to
 
@@ -99,8 +100,7 @@ def kernels(source: str) -> bytes:
         path = library.with_suffix(".cc")
         path.write_text(text + "".join(_exported(*match) for match in KERNEL.findall(source)))
         part = library.with_suffix(".o")
-        checked = ("-O1", "-fsanitize=alignment", f"-I{SHIM}", "-include", "kernel.h")
-        _compile("-c", *checked, "-o", str(part), str(path))
+        _compile("-c", *CHECKED, "-include", str(_header()), "-o", str(part), str(path))
         _compile("-shared", "-o", str(library), str(part))  # without the sanitizer's library
     return b"HOST:" + bytes(library) + b"\0"
 
@@ -180,6 +180,15 @@ def _folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="cuda-device-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+@cache
+def _header() -> Path:
+    """What kernels include, compiled once for all of this process."""
+    path = _folder() / "kernels.h"
+    path.write_text("".join(f"#include <{name.name}>\n" for name in sorted(SHIM.iterdir())))
+    _compile("-x", "c++-header", *CHECKED, "-o", f"{path}.gch", str(path))
+    return path
 
 
 def _exported(name: str, parameters: str) -> str:
