@@ -35,7 +35,7 @@ from tune.runners.guard import build_guard
 from tune.runners.handshake import Direct, Tracker
 from tune.runners.lanes import share
 from tune.runners.protocol import Entry, Outcome
-from tune.runners.rpc import RpcRunner, device_at
+from tune.runners.rpc import RpcRunner, device_of, facts_at
 from tune.runners.session import Turns
 from tune.runners.worker import Worker, WorkerCrash
 
@@ -191,7 +191,9 @@ def test_measures_what_the_command_line_serves() -> None:
 
 
 def test_device_is_read_from_the_board(server: Server) -> None:
-    assert device_at("x86", server.endpoint) == TARGET
+    facts = facts_at("x86", server.endpoint)
+    assert device_of("x86", server.endpoint, facts) == TARGET
+    assert facts.cores >= 1
 
 
 def test_another_core_than_asked_for_is_said(server: Server) -> None:

@@ -143,7 +143,7 @@ def log(tmp_path: Path) -> pipeline.Log:
 
 
 def verified(log: pipeline.Log, machine: Simulated, **options: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {"site": pipeline.Site(), "threads": 1, "tolerance": 0.1} | options
+    given: dict[str, Any] = {"site": pipeline.Site(), "tolerance": 0.1} | options
     return pipeline.verify(
         MODEL,
         HOST,
@@ -270,7 +270,7 @@ def test_layers_without_a_record_are_told(log: pipeline.Log) -> None:
 
 def test_nothing_to_verify(log: pipeline.Log, tmp_path: Path) -> None:
     with pytest.raises(GateError) as error:
-        verified(log, Simulated(7), threads=2)
+        verified(log, Simulated(7), site=pipeline.Site(threads=2))
     assert str(error.value) == (
         f"no record in {log.path} to verify; expected measurements on znver4, threads 2, by the "
         f"present kernels; run: python -m tune log check --target x86, which tells what is wrong"

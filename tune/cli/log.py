@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune.cli.arguments import Parser, output, share, where, which
-from tune.cli.nouns import model_of, target_of, threads_of, write_json
+from tune.cli.nouns import model_of, place_of, write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -73,12 +73,13 @@ def check(options: argparse.Namespace) -> None:
     from tune import pipeline
     from tune.report import plan_summary
 
-    target = target_of(options)
+    model = model_of(options)
+    target, log, site = place_of(options)
     checked = pipeline.check(
-        model_of(options),
+        model,
         target,
-        pipeline.Log.at(options.log, target),
-        threads=threads_of(options),
+        log,
+        threads=site.threads,
         allow_estimates=options.allow_estimates,
     )
     print(plan_summary(checked))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tune.errors import UsageError
 
@@ -13,10 +13,57 @@ if TYPE_CHECKING:
 
     from targets.target import Target
     from tune.mobilenet import MobileNet
+    from tune.pipeline import Log, Site
+    from tune.runners.session import Facts
 
 
-def target_of(options: argparse.Namespace) -> Target:
-    """The machine asked for: a known device by name, else the board's own, else this one."""
+class Place(NamedTuple):
+    """A machine, the log of what is known of it, and where its code is measured."""
+
+    target: Target
+    log: Log
+    site: Site
+
+
+def place_of(options: argparse.Namespace, *, measures: bool = False) -> Place:
+    """What is asked for; its site's threads are those of all that the command does.
+
+    measures  whether something is measured there
+    """
+    from tune import pipeline
+
+    estimator = getattr(options, "estimator", None)
+    pipeline.check_estimator(estimator, options.target)
+    facts = None
+    if options.rpc is not None and None in (options.device, options.threads):
+        from tune.runners.rpc import facts_at
+
+        facts = facts_at(options.target, options.rpc, key=options.rpc_key)
+    target = target_of(options, facts)
+    log = pipeline.Log.at(options.log, target)
+    threads = pipeline.threads_of(
+        target,
+        log,
+        asked=options.threads,
+        board=None if facts is None else facts.cores,
+        estimator=estimator,
+        measures=measures,
+    )
+    site = pipeline.Site(
+        endpoint=options.rpc,
+        key=options.rpc_key,
+        estimator=estimator,
+        threads=threads,
+        notice=lambda line: print(f"septune: {line}", file=sys.stderr),
+    )
+    return Place(target=target, log=log, site=site)
+
+
+def target_of(options: argparse.Namespace, facts: Facts | None = None) -> Target:
+    """The machine asked for: a known device by name, else the board's own, else this one.
+
+    facts  what the board says of itself
+    """
     from targets import machines
 
     kind = machines(options.target)
@@ -28,33 +75,13 @@ def target_of(options: argparse.Namespace) -> Target:
                 f"{', '.join(kind.DEVICES)}; leave --device out for this machine"
             )
         device = kind.DEVICES[options.device]
-    elif options.rpc is not None:
-        from tune.runners.rpc import device_at
+    elif facts is not None:
+        from tune.runners.rpc import device_of
 
-        device = device_at(options.target, options.rpc, key=options.rpc_key)
+        device = device_of(options.target, options.rpc, facts)
     else:
         device = kind.host()
     return device
-
-
-def site_of(options: argparse.Namespace) -> Any:
-    from tune.pipeline import Site
-
-    return Site(
-        endpoint=options.rpc,
-        key=options.rpc_key,
-        estimator=getattr(options, "estimator", None),
-        threads=options.threads,
-        notice=lambda line: print(f"septune: {line}", file=sys.stderr),
-    )
-
-
-def threads_of(options: argparse.Namespace) -> int:
-    """All cores by default; of a machine with a GPU the one that launches."""
-    from targets import machines
-
-    cores: int = machines(options.target).cores()
-    return options.threads or cores
 
 
 def model_of(options: argparse.Namespace) -> MobileNet:

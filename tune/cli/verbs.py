@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from targets import TARGETS
-from tune.cli.nouns import model_of, models_of, site_of, target_of, threads_of, write_json
+from tune.cli.nouns import model_of, models_of, place_of, target_of, write_json
 from tune.errors import GateError, SetupError, UsageError
 
 if TYPE_CHECKING:
@@ -20,28 +20,27 @@ def run(options: argparse.Namespace) -> None:
     from tune.bench import title
     from tune.report import networks_table, progress_line, tuning_table
 
-    target, models = target_of(options), models_of(options)
-    log = pipeline.Log.at(options.log, target)
+    models = models_of(options)
+    target, log, site = place_of(options, measures=True)
     live = sys.stderr.isatty()
-    threads = 1 if options.estimator else threads_of(options)
     for event in pipeline.tune(
         [model.layers for model in models],
         target,
         log,
-        site=site_of(options),
+        site=site,
         budget_s=options.budget,
         trials=options.trials,
         effort=options.effort,
         kernels=options.kernel,
         seed=options.seed,
     ):
-        line, threads = progress_line(event), event.record.threads
+        line = progress_line(event)
         print(f"\r\x1b[K{line[:100]}" if live else line, end="" if live else "\n", file=sys.stderr)
     if live:
         print(file=sys.stderr)
     found = {
         title(model): pipeline.winners(
-            model.layers, target, log, threads=threads, estimator=options.estimator
+            model.layers, target, log, threads=site.threads, estimator=options.estimator
         )
         for model in models
     }
@@ -55,12 +54,13 @@ def build(options: argparse.Namespace) -> None:
     from tune import pipeline
     from tune.report import plan_summary
 
-    target = target_of(options)
+    model = model_of(options)
+    target, log, site = place_of(options)
     manifest = pipeline.build(
-        model_of(options),
+        model,
         target,
-        pipeline.Log.at(options.log, target),
-        threads=threads_of(options),
+        log,
+        threads=site.threads,
         weights=options.weights,
         seed=options.seed,
         output=options.output,
@@ -77,14 +77,9 @@ def explain(options: argparse.Namespace) -> None:
     from tune import pipeline
     from tune.report import plan_table
 
-    target = target_of(options)
-    rows = pipeline.explain(
-        model_of(options),
-        target,
-        pipeline.Log.at(options.log, target),
-        threads=threads_of(options),
-        code=options.code,
-    )
+    model = model_of(options)
+    target, log, site = place_of(options)
+    rows = pipeline.explain(model, target, log, threads=site.threads, code=options.code)
     print(plan_table(rows))
     write_json(options, rows)
 
@@ -104,19 +99,20 @@ def bench(options: argparse.Namespace) -> None:
     from tune import pipeline
     from tune.report.comparison import comparison_table, comparisons_table, tally_table
 
-    target, models = target_of(options), models_of(options)
+    models = models_of(options)
     if len(models) > 1 and (options.lib is not None or options.weights is not None):
         raise UsageError(
             f"--lib and --weights are of one network; expected one, not {len(models)}; leave them "
             f"out, or name one --alpha and one --resolution"
         )
+    target, log, site = place_of(options, measures=True)
     results = []
     for model in models:
         result = pipeline.bench(
             model,
             target,
-            pipeline.Log.at(options.log, target),
-            site=site_of(options),
+            log,
+            site=site,
             weights=options.weights,
             seed=options.seed,
             library=options.lib,
@@ -135,15 +131,10 @@ def verify(options: argparse.Namespace) -> None:
     from tune import pipeline
     from tune.report.files import verification_table
 
-    target = target_of(options)
+    model = model_of(options)
+    target, log, site = place_of(options, measures=True)
     result = pipeline.verify(
-        model_of(options),
-        target,
-        pipeline.Log.at(options.log, target),
-        site=site_of(options),
-        threads=1 if options.estimator else threads_of(options),
-        tolerance=options.tolerance,
-        progress=_tell,
+        model, target, log, site=site, tolerance=options.tolerance, progress=_tell
     )
     print(verification_table(result))
     write_json(options, result)
@@ -158,12 +149,13 @@ def package(options: argparse.Namespace) -> None:
     if options.lib is not None:
         made = pipeline.package(options.lib, options.target, options.output, progress=_tell)
     else:
-        target = target_of(options)
+        model = model_of(options)
+        target, log, site = place_of(options)
         made = pipeline.build_package(
-            model_of(options),
+            model,
             target,
-            pipeline.Log.at(options.log, target),
-            threads=threads_of(options),
+            log,
+            threads=site.threads,
             weights=options.weights,
             seed=options.seed,
             folder=options.output,

@@ -13,7 +13,7 @@ from tune.pipeline.modelling import roofline
 from tune.pipeline.packaging import build_package, package
 from tune.pipeline.records import Log, show, winners
 from tune.pipeline.scaling import scaling
-from tune.pipeline.site import Site
+from tune.pipeline.site import Site, check_estimator, threads_of
 from tune.pipeline.tuning import Progress, tune
 from tune.pipeline.verifying import failures, verify
 
@@ -27,6 +27,7 @@ __all__ = [
     "build",
     "build_package",
     "check",
+    "check_estimator",
     "classify",
     "diff",
     "explain",
@@ -40,6 +41,7 @@ __all__ = [
     "scaling",
     "show",
     "stats",
+    "threads_of",
     "tune",
     "verify",
     "winners",

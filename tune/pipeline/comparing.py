@@ -61,7 +61,7 @@ def bench(
             )
     local = site.endpoint is None and machines(target.kind).can_run(target)
     counting = not local and site.endpoint is None and target.kind == "arm64"
-    threads = 1 if counting or gpu else site.threads or os.cpu_count() or 1
+    threads = 1 if counting else site.threads
     ours = weights_of(model, weights, seed)
     with tempfile.TemporaryDirectory(prefix="septune-") as folder:
         if library is None:
@@ -139,9 +139,8 @@ def _on_board(
     from tune.runners.rpc import RpcRunner
 
     job = Job.at_random(model, weights, threads=1, seed=seed)
-    runner = runner_at(site, target)
-    assert isinstance(runner, RpcRunner)
-    with runner:
+    with runner_at(site, target) as runner:
+        assert isinstance(runner, RpcRunner)
         peak_flops = runner.peak_flops(model.dtype)
         logits, seconds = runner.infer(library, job.x.astype(model.dtype), samples)
     p20_s, median_s, p80_s = percentiles(seconds)
@@ -166,7 +165,7 @@ def _on_board(
     return asdict(
         Comparison(
             workload=title(model),
-            threads=runner.threads,
+            threads=site.threads,
             peak_gflops=peak_flops / 1e9,
             floor_s=2 * model.macs / peak_flops,
             load_average=os.getloadavg()[0],

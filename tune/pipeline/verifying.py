@@ -49,7 +49,6 @@ def verify(
     log: Log,
     *,
     site: Site,
-    threads: int,
     tolerance: float,
     progress: Callable[[str], None],
     runner: Runner | None = None,
@@ -59,22 +58,22 @@ def verify(
     Each is measured as its record was, every time after the machine's own peak, in rounds over all
     winners until there is a verdict on each. An estimate is made anew once, for it is exact.
 
-    threads    that records were made with
+    site       whose threads and estimator the records were made with
     tolerance  slowdown that is accepted, e.g. 0.1
     runner     measures instead of what there is at `site`
     GateError when no layer has a record to verify.
     """
     check_pins()
     records = log.records(missing_ok=False)
-    choices = plan(model.layers, records, target, threads)
+    choices = plan(model.layers, records, target, site.threads)
     cases = _cases(choices, site.estimator)
     if not cases:
         raise GateError(
             f"no record in {log.path} to verify; expected measurements on {target.device}, threads "
-            f"{threads}, by the present kernels; run: python -m tune log check --target "
+            f"{site.threads}, by the present kernels; run: python -m tune log check --target "
             f"{target.kind}, which tells what is wrong"
         )
-    apart = plan(model.layers, records, target, threads, fuse=False)
+    apart = plan(model.layers, records, target, site.threads, fuse=False)
     network = [_entry(choice) for choice in apart]
     with runner or runner_at(site, target) as measuring:
         for number in range(1 if site.estimator else MOST):
@@ -87,7 +86,7 @@ def verify(
                 _measure(case, measuring, network, tolerance)
     return {
         "device": target.device,
-        "threads": threads,
+        "threads": site.threads,
         "estimator": site.estimator,
         "tolerance": tolerance,
         "unverified": [

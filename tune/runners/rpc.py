@@ -219,13 +219,18 @@ class RpcRunner:
             self._notice(line)
 
 
-def device_at(
+def facts_at(
     kind: str, endpoint: Endpoint, *, key: str = "", patience: Patience | None = None
-) -> Target:
-    """The known device that a board is, by its core. SetupError when it is none, or not there."""
+) -> Facts:
+    """What a board, or the first of several, says of itself. SetupError when it is not there."""
     least: Target = next(iter(machines(kind).DEVICES.values()))
-    runner = RpcRunner(least, endpoint, key=key, patience=patience)
-    with runner, cpuinfo_file(runner.facts) as path:
+    with RpcRunner(least, endpoint, key=key, patience=patience) as runner:
+        return runner.facts
+
+
+def device_of(kind: str, endpoint: Endpoint, facts: Facts) -> Target:
+    """The known device that a board is, by its core. SetupError when it is none."""
+    with cpuinfo_file(facts) as path:
         try:
             device: Target = machines(kind).host(path)
         except ValueError as error:
