@@ -50,7 +50,7 @@ def compiling(target: Target, passes: Mapping[str, Any] | None = None) -> Iterat
 
 
 def export(executable: Any, target: Target, path: Path) -> None:
-    """Link what TVM compiled into the shared library `path`. SetupError when nothing can."""
+    """Link what TVM compiled into the shared library `path`. SetupError when that fails."""
     command = linker(target)
 
     def link(output: str, objects: Sequence[str], options: Sequence[str] | None = None) -> None:
@@ -58,7 +58,11 @@ def export(executable: Any, target: Target, path: Path) -> None:
         shared = [*command, "-shared", "-fPIC", "-Wl,-s", "-o", output, *(options or ()), *objects]
         done = subprocess.run(shared, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{command[0]}: {done.stderr.strip() or done.returncode}")
+            lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            raise SetupError(
+                f"{command[0]} cannot link {path}: {lines[0][:300]}; expected a linker that works "
+                f"and a path that can be written; see that there is room, or choose another -o"
+            )
 
     executable.export_library(str(path), fcompile=link)
 

@@ -29,6 +29,7 @@ SHALLOW = (*BLOCKS[:6], *BLOCKS[11:])  # the paper's control without the five 14
 EPSILON = {"tf": 1e-3, "torch": 1e-5}
 BODIES = ("separable", "full", "shallow")
 LEAST_RESOLUTION = 32  # one pixel after five strides of 2
+MOST_ALPHA = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +64,12 @@ class MobileNet:
     body: str = "separable"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.alpha, int | float) or not 0 < self.alpha < float("inf"):
+        if not isinstance(self.alpha, int | float) or not self.alpha > 0:
             raise ValueError(f"alpha is {self.alpha!r}; expected a number above 0; pass 0.5 or 1.0")
+        if self.alpha > MOST_ALPHA:
+            raise ValueError(
+                f"alpha is {self.alpha!r}; expected at most {MOST_ALPHA}; pass 0.5 or 1.0"
+            )
         for name, least in (("resolution", LEAST_RESOLUTION), ("batch", 1), ("classes", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:

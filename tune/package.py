@@ -245,14 +245,20 @@ def _measured(folder: Path, name: str, target: Target) -> dict[str, Any] | None:
     """What the program tells of itself when it runs here, in an empty environment."""
     if platform.machine() != HARDWARE[target.kind] or not machines(target.kind).can_run(target):
         return None
-    done = subprocess.run(
-        [str(folder.resolve() / "classify"), name, "--json"],
-        cwd=folder,
-        env={},
-        capture_output=True,
-        text=True,
-        timeout=RUN_TIMEOUT_S,
-    )
+    try:
+        done = subprocess.run(
+            [str(folder.resolve() / "classify"), name, "--json"],
+            cwd=folder,
+            env={},
+            capture_output=True,
+            text=True,
+            timeout=RUN_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise SetupError(
+            f"{folder}/classify gives no answer after {RUN_TIMEOUT_S:g} s; expected one in less; "
+            f"try again while nothing else runs"
+        ) from None
     if done.returncode:
         raise SetupError(
             f"{folder}/classify fails: {done.stderr.strip()[-300:] or done.returncode}; expected "

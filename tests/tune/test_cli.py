@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tune import cli, database
 from tune.cli import verbs
 from tune.database import Record
 from tune.mobilenet import MobileNet
+from tune.pipeline import building
 
 ROOT = Path(__file__).parents[2]
 X86 = machines("x86")
@@ -130,6 +132,7 @@ def test_module_is_run_as_a_command() -> None:
             "--lib and --weights are of one network; expected one, not 2; leave them out, ",
         ),
         ("model --alpha nan", "alpha is nan; expected a number above 0; pass 0.5 or 1.0"),
+        ("model --alpha 1e307", "alpha is 1e+307; expected at most 100; pass 0.5 or 1.0"),
         ("model --resolution 31", "resolution is 31; expected a whole number; pass 32 or more"),
         ("model --batch 0", "argument --batch: '0' is no count; expected a whole number from 1 up"),
         ("model --body deep", "argument --body: invalid choice: 'deep'"),
@@ -144,6 +147,8 @@ def test_module_is_run_as_a_command() -> None:
         ("classify --lib {}/net.so {}/photo.png", "no library at {}/net.so; expected a .so "),
         ("bench --peers nobody", "peer 'nobody' is not known; expected some of "),
         ("bench --lib {}/net.so --peers septune", "no library at {}/net.so; expected a .so "),
+        ("board start --port 70000", "argument --port: '70000' is no port; expected one from 1 to"),
+        ("board stop --port 0", "argument --port: '0' is no port; expected one from 1 to 65535"),
         ("log show", "the following arguments are required: --log; see: "),
     ],
 )
@@ -168,6 +173,27 @@ def test_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
     json_path = tmp_path / "file" / "rows.json"
     status, line = failure(capsys, "log", "show", "--log", log, "--json", json_path)
     assert (status, line.split(":")[0]) == (2, f"cannot write {json_path}")
+
+
+def test_output_that_cannot_be_linked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "net.so"
+    output.mkdir()
+    status, line = failure(capsys, "build", *SMALL, "--log", tmp_path / "none", "-o", output)
+    assert status == 3
+    assert re.match(rf"\S+ cannot link {output}: .*Is a directory; expected a linker that ", line)
+
+
+def test_output_in_a_folder_that_cannot_be_written_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(building, "TemporaryFile", refuse)
+    monkeypatch.setattr(building, "assemble", lambda *_: pytest.fail("it is made all the same"))
+    output = tmp_path / "net.so"
+    status, line = failure(capsys, "build", *SMALL, "--log", tmp_path / "none", "-o", output)
+    assert (status, line.split(";")[0]) == (2, f"cannot write {output}: Permission denied")
 
 
 def test_no_linker(

@@ -161,6 +161,7 @@ def torch_shape(workload: Workload) -> tuple[int, ...]:
     [
         ("alpha", 0, "alpha is 0; expected a number above 0; pass 0.5 or 1.0"),
         ("alpha", float("nan"), "alpha is nan; expected a number above 0; pass 0.5 or 1.0"),
+        ("alpha", float("inf"), "alpha is inf; expected at most 100; pass 0.5 or 1.0"),
         ("alpha", "1", "alpha is '1'; expected a number above 0; pass 0.5 or 1.0"),
         ("resolution", 31, "resolution is 31; expected a whole number; pass 32 or more"),
         ("batch", 0, "batch is 0; expected a whole number; pass 1 or more"),

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from targets import arm64, cuda_toolkit, machines
-from tune import cli, pipeline
+from targets.target import Endpoint
+from tune import cli, package, pipeline
 from tune.emulator import qemu
 from tune.emulator.guest import guest
 from tune.errors import SetupError, UsageError
@@ -192,6 +193,27 @@ def test_cuda_without_its_runtime_is_told(
         "run: pip install -e '.[cuda]'"
     )
     assert not (tmp_path / "package").exists()
+
+
+def test_a_device_that_is_not_known(library: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer.so"
+    shutil.copy(library, newer)
+    manifest = json.loads(library.with_suffix(".json").read_text())
+    manifest["target"]["device"] = "znver99"
+    newer.with_suffix(".json").write_text(json.dumps(manifest))
+    told = r"newer\.so was built for znver99, which is not known; expected one of x86-64-v3, "
+    with pytest.raises(UsageError, match=told):
+        packaged(newer, tmp_path / "package")
+    with pytest.raises(UsageError, match=told):
+        list(pipeline.classify(newer, [COFFEE], board=Endpoint(host="localhost", port=9)))
+
+
+def test_a_program_that_hangs_is_told(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package, "RUN_TIMEOUT_S", 0.0)
+    with pytest.raises(SetupError, match=r"/classify gives no answer after 0 s; expected one in"):
+        packaged(library, tmp_path / "package")
 
 
 def test_a_compiler_that_fails_is_told(

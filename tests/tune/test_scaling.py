@@ -13,7 +13,7 @@ import pytest
 from kernels.te import relay as kernels_relay
 from targets import x86
 from tune import cli
-from tune.errors import GateError, UsageError
+from tune.errors import GateError, SetupError, UsageError
 from tune.mobilenet import MobileNet
 from tune.multicore import SOURCES, Cores
 from tune.pipeline import Log, scaling
@@ -194,6 +194,14 @@ def test_a_machine_that_cannot_tell(
     monkeypatch.setattr(x86, name, lambda *_: value)
     assert cli.main([*COMMAND, "--probe"]) == 3
     assert "cannot run code for znver4 on several cores; expected" in capsys.readouterr().err
+
+
+def test_a_probe_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "TIMEOUT_S", 0.0)
+    with pytest.raises(
+        SetupError, match=r"what cores cost one another failed: no answer after 0 s"
+    ):
+        relay.measure(x86.host(), 2, 8)
 
 
 def test_what_the_probe_tells_replaces_assumptions(monkeypatch: pytest.MonkeyPatch) -> None:

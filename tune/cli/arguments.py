@@ -102,6 +102,12 @@ def count(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,4}", text) or int(text) >= 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; expected one from 1 to 65535")
+    return int(text)
+
+
 def counts(text: str) -> tuple[int, ...]:
     """Whole numbers in a text such as 224 or 128,160, each once, ascending."""
     return tuple(sorted({count(number) for number in text.split(",")}))

@@ -22,6 +22,7 @@ from tune.cli.arguments import (
     harvested,
     names,
     output,
+    port,
     rate,
     share,
     where,
@@ -105,7 +106,7 @@ def parser() -> Parser:
 
     emulated = known.add_parser("board", help="an emulated arm64 board on this machine")
     emulated.add_argument("action", choices=("start", "stop", "status"))
-    emulated.add_argument("--port", type=count, default=9090, metavar="N", help="default: 9090")
+    emulated.add_argument("--port", type=port, default=9090, metavar="N", help="default: 9090")
     emulated.set_defaults(verb=verbs.board)
 
     model = known.add_parser(

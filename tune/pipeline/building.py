@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ def build(
     folded = fold(weights_of(model, weights, seed), model)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output.parent):  # what cannot be written is told before it is made
+            pass
         module = assemble(choices, folded, target, input_dtype)
         weights_bytes = compile_network(module, target, output)
         description = manifest(
@@ -114,10 +117,21 @@ def _board_runner(
     """The network on a board, as a function from images to logits."""
     from tune.runners.rpc import RpcRunner
 
-    made_for = description["target"]
-    target = machines(made_for["kind"]).DEVICES[made_for["device"]]
+    target = device_of(description, library)
     with RpcRunner(target, board, key=key, threads=threads or description["threads"]) as runner:
         yield lambda image: runner.infer(library, image)[0]
+
+
+def device_of(description: dict[str, Any], library: Path) -> Target:
+    """The device that a library was built for. UsageError when it is not known here."""
+    made_for = description["target"]
+    devices: dict[str, Target] = machines(made_for["kind"]).DEVICES
+    if made_for["device"] not in devices:
+        raise UsageError(
+            f"{library} was built for {made_for['device']}, which is not known; expected one of "
+            f"{', '.join(devices)}; build it again"
+        )
+    return devices[made_for["device"]]
 
 
 def weights_of(model: MobileNet, path: Path | None, seed: int) -> Weights:

@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from targets import machines
 from targets.target import Target
 from tune.builder import linker
 from tune.errors import UsageError
 from tune.mobilenet import MobileNet
 from tune.package import package as write
-from tune.pipeline.building import build
+from tune.pipeline.building import build, device_of
 from tune.pipeline.records import Log
 from tune.runtime import read_manifest
 
@@ -35,7 +34,7 @@ def package(
             f"{library} was built for {made_for['kind']}; expected {kind}, as --target says; "
             f"pass --target {made_for['kind']}"
         )
-    target = machines(kind).DEVICES[made_for["device"]]
+    target = device_of(manifest, library)
     link = linker(target)
     try:
         return asdict(write(library, manifest, target, link, folder, progress=progress))

@@ -9,8 +9,8 @@ import numpy as np
 
 from kernels.te import relay
 from targets.target import Target
-from tune.errors import GateError
-from tune.runners.worker import Worker
+from tune.errors import GateError, SetupError
+from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 
 VECTORS = 2048  # 128 KiB of AVX-512 a thread: two of them and what another wrote fit L2
 REPEAT = 40
@@ -23,7 +23,7 @@ Clock = Callable[[int, int, int], float]
 
 
 def measure(target: Target, threads: int, cores_per_l3: int) -> dict[str, float]:
-    """What `costs` finds on this machine."""
+    """What `costs` finds on this machine. SetupError when its cores do not tell."""
     workers = {count: Worker(count) for count in (1, 2, min(threads, cores_per_l3), threads)}
     try:
         return costs(
@@ -34,6 +34,11 @@ def measure(target: Target, threads: int, cores_per_l3: int) -> dict[str, float]
             cores_per_l3,
             VECTORS * target.cpu.vector_bits // 8,
         )
+    except (WorkerError, WorkerCrash, WorkerTimeout) as error:
+        raise SetupError(
+            f"the loop that tells what cores cost one another failed: {error}; expected its time; "
+            f"try again while nothing else runs, or leave --probe out"
+        ) from None
     finally:
         for worker in workers.values():
             worker.stop()
