@@ -144,7 +144,7 @@ def compare(
             absent = {e.name: e.failure for e in entrants if e.failure}
             absent |= {name: NO_TIME for later in meetings[number:] for name in later}
             comparison = Comparison(
-                workload=title(model),
+                workload=model.title,
                 threads=threads,
                 peak_gflops=peak_flops / 1e9,
                 floor_s=2 * model.macs / peak_flops,
@@ -261,13 +261,6 @@ def percentiles(samples: Sequence[float]) -> tuple[float, float, float]:
     """The 20th, 50th and 80th percentile."""
     p20, median, p80 = np.percentile(samples, (20, 50, 80)).tolist()
     return p20, median, p80
-
-
-def title(model: MobileNet) -> str:
-    """What is compared, in a line."""
-    size = f"{model.resolution}x{model.resolution}"
-    title = f"mobilenet_v1 alpha={model.alpha} {size} batch={model.batch} {model.dtype}"
-    return f"{title} {model.variant}" + f" {model.body}" * (model.body != "separable")
 
 
 def _check_dtype(peer: Peer, dtype: str) -> None:

@@ -94,6 +94,13 @@ class MobileNet:
         return f"mobilenet_v1 {self.alpha:g}/{self.resolution}"
 
     @property
+    def title(self) -> str:
+        """All that tells it from others, in a line."""
+        size = f"{self.resolution}x{self.resolution}"
+        title = f"mobilenet_v1 alpha={self.alpha} {size} batch={self.batch} {self.dtype}"
+        return f"{title} {self.variant}" + f" {self.body}" * (self.body != "separable")
+
+    @property
     def epsilon(self) -> float:
         """Of the batch norms."""
         return EPSILON[self.variant]

@@ -57,18 +57,14 @@ def where() -> Parser:
 
 def which() -> Parser:
     options = Parser(add_help=False)
+    options.add_argument("--alpha", type=widths, metavar="X[,X]", help="width; default: 1.0")
+    options.add_argument("--resolution", type=counts, metavar="N[,N]", help="default: 224")
+    options.add_argument("--batch", type=count, metavar="N", help="default: 1")
+    options.add_argument("--classes", type=count, metavar="N", help="default: 1001")
     options.add_argument(
-        "--alpha", type=widths, default=(1.0,), metavar="X[,X]", help="width; default: 1.0"
+        "--variant", choices=("tf", "torch"), help="padding and epsilon; default: tf"
     )
-    options.add_argument(
-        "--resolution", type=counts, default=(224,), metavar="N[,N]", help="default: 224"
-    )
-    options.add_argument("--batch", type=count, default=1, metavar="N", help="default: 1")
-    options.add_argument("--classes", type=count, default=1001, metavar="N", help="default: 1001")
-    options.add_argument(
-        "--variant", choices=("tf", "torch"), default="tf", help="padding, epsilon"
-    )
-    options.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    options.add_argument("--dtype", choices=("float32", "float16"), help="default: float32")
     return options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tune.errors import UsageError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tune.mobilenet import MobileNet
     from tune.pipeline import Log, Site
     from tune.runners.session import Facts
+
+FIELDS = ("alpha", "resolution", "batch", "classes", "variant", "dtype", "body")  # of a network
 
 
 class Place(NamedTuple):
@@ -99,20 +102,21 @@ def models_of(options: argparse.Namespace) -> list[MobileNet]:
     """Every width at every resolution, the largest first."""
     from tune.mobilenet import MobileNet
 
+    said = network_of(options)
     models = [
-        MobileNet(
-            alpha=alpha,
-            resolution=resolution,
-            batch=options.batch,
-            classes=options.classes,
-            variant=options.variant,
-            dtype=options.dtype,
-            body=getattr(options, "body", "separable"),
-        )
-        for alpha in options.alpha
-        for resolution in options.resolution
+        MobileNet(**dict(zip(said, values, strict=True))) for values in product(*said.values())
     ]
     return sorted(dict.fromkeys(models), key=lambda model: -model.macs)
+
+
+def network_of(options: argparse.Namespace) -> dict[str, tuple[Any, ...]]:
+    """Fields of the network that options name, with their values; all others are defaults."""
+    said = {name: getattr(options, name, None) for name in FIELDS}
+    return {
+        name: value if isinstance(value, tuple) else (value,)
+        for name, value in said.items()
+        if value is not None
+    }
 
 
 def write_json(options: argparse.Namespace, value: Any) -> None:

@@ -112,7 +112,7 @@ def parser() -> Parser:
     model = known.add_parser(
         "model", parents=[network], help="print layers, parameters, multiply-adds"
     )
-    model.add_argument("--body", choices=("separable", "full", "shallow"), default="separable")
+    model.add_argument("--body", choices=("separable", "full", "shallow"))
     model.set_defaults(verb=verbs.show_model)
 
     roofline = known.add_parser(

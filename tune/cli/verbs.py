@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from targets import TARGETS
-from tune.cli.nouns import model_of, models_of, place_of, target_of, write_json
+from tune.cli.nouns import model_of, models_of, network_of, place_of, target_of, write_json
 from tune.errors import GateError, SetupError, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> None:
     from tune import pipeline
-    from tune.bench import title
     from tune.report import networks_table, progress_line, tuning_table
 
     models = models_of(options)
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     if live:
         print(file=sys.stderr)
     found = {
-        title(model): pipeline.winners(
+        model.title: pipeline.winners(
             model.layers, target, log, threads=site.threads, estimator=options.estimator
         )
         for model in models
@@ -105,6 +104,8 @@ def bench(options: argparse.Namespace) -> None:
             f"--lib and --weights are of one network; expected one, not {len(models)}; leave them "
             f"out, or name one --alpha and one --resolution"
         )
+    if options.lib is not None:
+        models = [pipeline.network_in(options.lib, network_of(options))]
     target, log, site = place_of(options, measures=True)
     results = []
     for model in models:

@@ -92,12 +92,19 @@ class Job:
         library: Path | None = None,
         place: str = "cpu",
     ) -> Job:
-        """On a batch of random images, the same for a seed, no finer than the model's dtype."""
-        x = np.random.default_rng(seed).uniform(-1, 1, model.input_shape).astype(model.dtype)
-        x32 = x.astype(np.float32)
-        return cls(
-            model=model, weights=weights, x=x32, threads=threads, library=library, place=place
-        )
+        """On a batch of random images, the same for a seed: bytes as floats of the model's dtype.
+
+        A library that takes bytes finds them again by `as_input`.
+        """
+        photos = np.random.default_rng(seed).integers(0, 256, model.input_shape)
+        x = photos.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        x = x.astype(model.dtype).astype(np.float32)
+        return cls(model=model, weights=weights, x=x, threads=threads, library=library, place=place)
+
+
+def as_input(x: Array, dtype: str) -> NDArray[Any]:
+    """Images as a library takes them: as floats of `dtype`, or as the bytes that they were."""
+    return np.rint((x + 1) * 127.5).astype(dtype) if dtype == "uint8" else x.astype(dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import numpy as np
 from tune import runtime
 from tune.cuda import DEFAULT_STREAM
 from tune.errors import UsageError
-from tune.peers import Array, Job
+from tune.peers import Array, Job, as_input
 
 
 def version() -> str:
@@ -31,7 +31,7 @@ class Library:
         self.stream = stream
 
     def bind(self, x: Array) -> None:
-        self._x = self._network.bind(x.astype(self._network.dtype))
+        self._x = self._network.bind(as_input(x, self._network.dtype))
 
     def run(self) -> Any:
         return self._network.run(self._x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tune.pipeline.building import build, classify
+from tune.pipeline.building import build, classify, network_in
 from tune.pipeline.checking import check
 from tune.pipeline.comparing import bench
 from tune.pipeline.exchange import read_csv, write_csv
@@ -34,6 +34,7 @@ __all__ = [
     "failures",
     "harvest",
     "merge",
+    "network_in",
     "package",
     "prune",
     "read_csv",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -120,6 +120,30 @@ def _board_runner(
     target = device_of(description, library)
     with RpcRunner(target, board, key=key, threads=threads or description["threads"]) as runner:
         yield lambda image: runner.infer(library, image)[0]
+
+
+def network_in(library: Path, said: Mapping[str, Sequence[Any]]) -> MobileNet:
+    """The network that a library computes, by its manifest.
+
+    said  fields of a network, and the values that were asked for
+
+    UsageError when the network has others, or when the manifest names none.
+    """
+    try:
+        model = MobileNet(**read_manifest(library)["model"])
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(
+            f"the manifest of {library} names no network that is known; expected what `build` "
+            f"writes; build it again"
+        ) from None
+    for name, values in said.items():
+        own = getattr(model, name)
+        if own not in values:
+            raise UsageError(
+                f"{library} computes a network of {name} {own}; expected {values[0]}, as --{name} "
+                f"says; leave --{name} out, or build another library"
+            )
+    return model
 
 
 def device_of(description: dict[str, Any], library: Path) -> Target:

@@ -13,16 +13,17 @@ import numpy as np
 
 from targets import machines
 from targets.target import Target
-from tune.bench import Comparison, Rounds, Row, compare, percentiles, title
+from tune.bench import Comparison, Rounds, Row, compare, percentiles
 from tune.errors import GateError, UsageError
 from tune.mobilenet import MobileNet
-from tune.peers import GPU_PEERS, OURS, PEERS, Absent, Job
+from tune.peers import GPU_PEERS, OURS, PEERS, Absent, Job, as_input
 from tune.peers.judge import difference, expected_logits
 from tune.peers.process import PeerFailed
 from tune.pins import PINS, check_pins
 from tune.pipeline.building import build, weights_of
 from tune.pipeline.records import Log
 from tune.pipeline.site import Site, runner_at
+from tune.runtime import read_manifest
 from tune.weights import Weights
 
 SAMPLES = 30  # a round, on a board
@@ -69,10 +70,17 @@ def bench(
             library = Path(folder) / "bench.so"
             arguments = {"threads": threads, "weights": weights, "seed": seed, "output": library}
             build(model, target, log, **arguments)  # type: ignore[arg-type]
+        takes = read_manifest(library)["input"]["dtype"]
         if counting:
+            if takes == "uint8":
+                raise UsageError(
+                    f"{library} takes bytes, which the program that is counted does not send; "
+                    f"expected a library that takes {model.dtype}; build it without --input uint8"
+                )
             return _counted(model, target, ours, library, peers, seed, progress)
         if not local:
-            return _on_board(model, target, site, ours, library, peers, rounds * SAMPLES, seed)
+            samples = rounds * SAMPLES
+            return _on_board(model, target, site, ours, library, takes, peers, samples, seed)
         progress("measuring the peak")
         with runner_at(site, target) as runner:
             peak_flops = runner.peak_flops(model.dtype)
@@ -119,7 +127,7 @@ def _counted(
         seed=seed,
         progress=progress,
     )
-    return {"workload": title(model), "device": target.device} | asdict(tally)
+    return {"workload": model.title, "device": target.device} | asdict(tally)
 
 
 def _on_board(
@@ -128,12 +136,14 @@ def _on_board(
     site: Site,
     weights: Weights,
     library: Path,
+    takes: str,
     peers: Sequence[str] | None,
     samples: int,
     seed: int,
 ) -> dict[str, Any]:
     """Our library alone: what else a board has installed, its server cannot tell.
 
+    takes  the dtype of its images
     GateError when its logits are wrong.
     """
     from tune.runners.rpc import RpcRunner
@@ -142,7 +152,7 @@ def _on_board(
     with runner_at(site, target) as runner:
         assert isinstance(runner, RpcRunner)
         peak_flops = runner.peak_flops(model.dtype)
-        logits, seconds = runner.infer(library, job.x.astype(model.dtype), samples)
+        logits, seconds = runner.infer(library, as_input(job.x, takes), samples)
     p20_s, median_s, p80_s = percentiles(seconds)
     expected = expected_logits(job, Rounds().prepare_timeout_s)
     try:
@@ -164,7 +174,7 @@ def _on_board(
     reason = "only our library can be sent to a board; run the peer's own benchmark on it"
     return asdict(
         Comparison(
-            workload=title(model),
+            workload=model.title,
             threads=site.threads,
             peak_gflops=peak_flops / 1e9,
             floor_s=2 * model.macs / peak_flops,
