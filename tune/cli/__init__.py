@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from tune.cli.nouns import check_json
 from tune.cli.parser import parser
 from tune.errors import SeptuneError, UsageError
 
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status. Errors of ours become one line on stderr."""
     try:
         options = parser().parse_args(arguments)
+        check_json(options)
         verb: Callable[[argparse.Namespace], None] = options.verb
         verb(options)
     except SeptuneError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tune.errors import UsageError
@@ -117,6 +118,22 @@ def network_of(options: argparse.Namespace) -> dict[str, tuple[Any, ...]]:
         for name, value in said.items()
         if value is not None
     }
+
+
+def check_json(options: argparse.Namespace) -> None:
+    """UsageError when --json would replace a file that the command reads, or writes otherwise."""
+    path = getattr(options, "json", None)
+    if path is None:
+        return
+    files = [value for name, value in vars(options).items() if name != "json"]
+    library = getattr(options, "lib", None)
+    if library is not None:
+        files.append(library.with_suffix(".json"))  # its manifest
+    if path.resolve() in [file.resolve() for file in files if isinstance(file, Path)]:
+        raise UsageError(
+            f"--json {path} is a file that this command needs; expected one for its result alone; "
+            f"choose another --json"
+        )
 
 
 def write_json(options: argparse.Namespace, value: Any) -> None:

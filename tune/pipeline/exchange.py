@@ -18,7 +18,14 @@ TEXTS = ("workload", "kernel", "kernel_version", "target", "device", "stage", "t
 
 
 def write_csv(log: Path, output: Path) -> int:
-    """Write all records of `log` to `output`, one a row; how many. Any file there is replaced."""
+    """Write all records of `log` to `output`, one a row; how many. Any file there is replaced.
+
+    UsageError when that is the log itself, or cannot be written.
+    """
+    if output.resolve() == log.resolve():
+        raise UsageError(
+            f"{output} is the log itself; expected another file for the table; choose another -o"
+        )
     records = database.read(log).records
     try:
         with output.open("w", newline="", encoding="utf-8") as file:
