@@ -15,6 +15,7 @@ from tune.cubin import cubins, inspect
 from tune.errors import UsageError
 from tune.mobilenet import MobileNet
 from tune.pipeline import Log, explain
+from tune.report import plan_table
 
 MODEL = MobileNet(alpha=0.25, resolution=32, classes=10, body="shallow")
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "coffee.png"
@@ -28,6 +29,15 @@ def test_a_row_a_layer_and_no_time_that_is_not_known(tmp_path: Path) -> None:
     for row, layer in zip(rows, MODEL.layers, strict=True):
         assert (row["workload"], row["why"]) == (layer.workload.key, "default")
         assert row["time_s"] is row["code"] is row["apart_s"] is None
+
+
+def test_a_record_without_a_peak_has_no_share_of_it() -> None:
+    row = {"name": "stem", "kernel": "te.conv", "config": {}, "why": "measured", "time_s": 1e-5}
+    row |= {"workload": "conv", "estimator": None, "flops": 10**6, "code": None}
+    row |= {"apart_s": None, "fused_s": None}
+    for peak_flops, cells in ((None, ["10.0"]), (1e12, ["10.0", "10%"])):
+        lines = plan_table([row | {"peak_flops": peak_flops}]).splitlines()
+        assert lines[1].split() == ["stem", "te.conv", "measured", *cells]
 
 
 @pytest.mark.slow

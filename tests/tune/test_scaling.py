@@ -12,7 +12,7 @@ import pytest
 
 from kernels.te import relay as kernels_relay
 from targets import x86
-from tune import cli
+from tune import cli, database
 from tune.errors import GateError, SetupError, UsageError
 from tune.mobilenet import MobileNet
 from tune.multicore import SOURCES, Cores
@@ -164,6 +164,20 @@ def test_nothing_to_start_from(tmp_path: Path) -> None:
         scaling(MobileNet(), ZNVER4, LOG, threads=(2000,))
 
 
+def test_two_layers_in_one_that_one_thread_never_tried_are_left_apart(tmp_path: Path) -> None:
+    fused = {
+        choice.workload.key
+        for choice in plan(MobileNet().layers, LOG.records(), ZNVER4, 2)
+        if len(choice.layers) == 2
+    }
+    assert fused
+    records = [r for r in LOG.records() if r.threads == 2 or "separable" not in r.workload]
+    database.append(tmp_path / "log", records)
+    found = scaling(MobileNet(), ZNVER4, Log(path=tmp_path / "log"), threads=(1, 2))
+    assert [row["planned"]["kernels"] for row in found["rows"]] == [28, 28]
+    assert not {kernel["workload"] for kernel in found["tasks"]} & fused
+
+
 def clock(threads: int, vectors: int, turn: int) -> float:
     """A machine of eight cores an L3: 0.5 us a thread near, 2 afar; 20 GB/s near, 2 afar."""
     taken = 1e-6 + 0.5e-6 * (min(threads, 8) - 1) + 2e-6 * max(0, threads - 8)
@@ -212,9 +226,9 @@ def test_what_the_probe_tells_replaces_assumptions(monkeypatch: pytest.MonkeyPat
     probed = scaling(MobileNet(), ZNVER4, LOG, threads=(1, 8), probe=True)
     assert probed["cores"] == asdict(Cores(**told))
     assert {name for name, source in probed["sources"].items() if "now" in source} == set(told)
-    assert probed["rows"][1]["planned"]["terms"]["fork_join_s"] == pytest.approx(
-        28 * 7 * 9e-6, rel=0.1
-    )
+    planned = probed["rows"][1]["planned"]
+    forked_s = planned["kernels"] * 7 * 9e-6
+    assert planned["terms"]["fork_join_s"] == pytest.approx(forked_s, rel=0.1)
 
 
 @pytest.mark.slow

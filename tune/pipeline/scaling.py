@@ -11,7 +11,7 @@ from typing import Any
 from kernels import kernel, kernels_for
 from kernels.space import Config, Space
 from kernels.te.tasks import SPLITS, grids
-from kernels.workload import Separable, Workload, flops, parse
+from kernels.workload import Separable, Workload, flops, parse, separables
 from targets import machines
 from targets.target import Target
 from tune.errors import GateError, SetupError, UsageError
@@ -161,6 +161,10 @@ class _Recorded:
                 f"from what one core does; run: python -m tune run --target {target.kind} "
                 f"--threads 1"
             )
+        # Two layers in one that only more threads have tried stay apart: the model starts from one.
+        pairs = separables([layer.workload for layer in self._layers])
+        untold = {both.key for both in pairs if self._alone(both) is None}
+        self._records = [record for record in self._records if record.workload not in untold]
         single = [record for record in self._records if record.threads == 1]
         self.core_flops = median(record.peak_flops for record in single if record.peak_flops)
         self.carried_over = sum(known is not None and not known.exact for known in alone)

@@ -76,7 +76,8 @@ def plan_table(rows: Sequence[dict[str, Any]]) -> str:
         took = share = because = ""
         if row["time_s"] is not None:
             took = f"{row['time_s'] * 1e6:.1f}"
-            share = f"{row['flops'] / row['time_s'] / row['peak_flops']:.0%}"
+            if row["peak_flops"]:
+                share = f"{row['flops'] / row['time_s'] / row['peak_flops']:.0%}"
         if row["fused_s"] is not None:
             apart, fused = (f"{row[way] * 1e6:.1f} {small}" for way in ("apart_s", "fused_s"))
             because = f"{fused} in one, {apart} apart"
