@@ -13,10 +13,12 @@ from tvm.s_tir import Schedule
 
 from kernels.reference import Array
 from kernels.te.tile import module, vectorize_last
+from targets.caches import last_level
 from targets.target import Target
 
 CHAINS = 8
-BYTES = 64 << 20  # of all threads
+TIMES = 3  # what the threads' last-level caches hold together
+LEAST_BYTES = 64 << 20
 
 
 def lower(target: Target, threads: int) -> IRModule:
@@ -48,5 +50,11 @@ def arguments(target: Target, threads: int) -> tuple[Array, Array]:
     return x, np.zeros((threads, CHAINS, width), np.float32)
 
 
+def read_bytes(threads: int) -> int:
+    """About as many as all threads read in a call, more than their caches hold."""
+    size_bytes, caches = last_level()
+    return max(LEAST_BYTES, TIMES * size_bytes * min(threads, caches))
+
+
 def _steps(target: Target, threads: int) -> int:
-    return BYTES // (4 * threads * CHAINS * target.cpu.lanes("float32"))
+    return read_bytes(threads) // (4 * threads * CHAINS * target.cpu.lanes("float32"))
