@@ -13,10 +13,10 @@ OUT    := build
 
 run: setup
 	mkdir -p $(OUT)
-	$(BIN)/python -m tune run --target x86 --threads $(THREADS) --budget $(BUDGET)
-	$(BIN)/python -m tune build --target x86 --threads $(THREADS) -o $(OUT)/mobilenet_v1.so
+	$(BIN)/python -m tune run --threads $(THREADS) --budget $(BUDGET)
+	$(BIN)/python -m tune build --threads $(THREADS) -o $(OUT)/mobilenet_v1.so
 	$(BIN)/python -m tune classify --lib $(OUT)/mobilenet_v1.so examples/photos/coffee.png examples/photos/chelsea.png
-	$(BIN)/python -m tune bench --target x86 --threads $(THREADS) --lib $(OUT)/mobilenet_v1.so --peers torch-eager --json $(OUT)/bench.json
+	$(BIN)/python -m tune bench --threads $(THREADS) --lib $(OUT)/mobilenet_v1.so --peers torch-eager --json $(OUT)/bench.json
 
 test: setup
 	$(BIN)/python -m pytest -n $(shell nproc) --dist loadfile --ignore tests/tune/test_rpc.py

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 from importlib import import_module
 from typing import Any
 
 # Kind of machine -> the module that knows its devices; loaded on first use.
 TARGETS = {"x86": "targets.x86", "arm64": "targets.arm64", "cuda": "targets.cuda"}
+
+
+def here() -> str:
+    """The kind of machine that this one's CPU is."""
+    return "arm64" if platform.machine() == "aarch64" else "x86"
 
 
 def machines(kind: str) -> Any:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from targets import TARGETS, machines
+from targets import TARGETS, cuda_toolkit, here, machines
+from tune import cubin, mca
 from tune.errors import SetupError
-from tune.mca import tool
 from tune.peers import OURS, PEERS
 from tune.pins import check_pins
 
@@ -36,7 +36,11 @@ def examine() -> tuple[Finding, ...]:
         _device(),
         *(_linker(kind) for kind in TARGETS),
         _emulator(),
-        _tried("llvm-mca", False, tool),
+        _tried("llvm-mca", False, mca.tool),
+        _tried("CUDA toolkit", False, _cuda),
+        _tried("Triton", False, lambda: version("triton"), extra="cuda"),
+        _tried("cuobjdump", False, cubin.tool),
+        _tried("GPU and its driver", False, lambda: str(machines("cuda").host().device)),
         *(_peer(name) for name in PEERS if name != OURS),
     )
 
@@ -51,15 +55,14 @@ def _tvm() -> Finding:
 
 def _device() -> Finding:
     """The known device that this machine is."""
-    kind = "arm64" if platform.machine() == "aarch64" else "x86"
-    return _tried("this machine", True, lambda: str(machines(kind).host().device))
+    return _tried("this machine", True, lambda: str(machines(here()).host().device))
 
 
 def _linker(kind: str) -> Finding:
     command = machines(kind).linker()
     return Finding(
         what=f"linker for {kind}",
-        needed=kind == "x86",
+        needed=kind == here(),
         found=" ".join(command) if command else None,
         remedy=machines(kind).NO_LINKER,
     )
@@ -75,6 +78,12 @@ def _emulator() -> Finding:
     return _tried("emulator of arm64", False, found)
 
 
+def _cuda() -> str:
+    """What compiles for a GPU, with or without one."""
+    toolkit = cuda_toolkit.load()
+    return f"{toolkit.nvcc} {toolkit.version}, {toolkit.runtime}"
+
+
 def _peer(name: str) -> Finding:
     packages = PEERS[name].packages
 
@@ -84,12 +93,15 @@ def _peer(name: str) -> Finding:
     return _tried(f"peer {name}", False, found)
 
 
-def _tried(what: str, needed: bool, look: Callable[[], str]) -> Finding:
-    """The finding of `look`, which raises where there is nothing."""
+def _tried(what: str, needed: bool, look: Callable[[], str], extra: str = "peers") -> Finding:
+    """The finding of `look`, which raises where there is nothing.
+
+    extra  of ours, with which packages that it looks for are installed
+    """
     try:
         return Finding(what=what, needed=needed, found=look())
     except PackageNotFoundError as error:
-        remedy = f"{error.name} is not installed; run: pip install -e '.[peers]'"
-    except (SetupError, ValueError) as error:
+        remedy = f"{error.name} is not installed; run: pip install -e '.[{extra}]'"
+    except (SetupError, cuda_toolkit.ToolkitError, ImportError, ValueError) as error:
         remedy = str(error)
     return Finding(what=what, needed=needed, found=None, remedy=remedy)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
-from targets import machines
-from tune import cli, doctor, pins
+from targets import cuda, cuda_toolkit, machines
+from targets.cuda_toolkit import Toolkit, ToolkitError
+from tune import cli, cubin, doctor, pins
 from tune.doctor import Finding, examine
 
 
@@ -51,6 +53,34 @@ def test_a_peer_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = finding("peer ncnn")
     assert missing.found is None
     assert missing.remedy == "ncnn is not installed; run: pip install -e '.[peers]'"
+
+
+def test_what_compiles_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    toolkit = Toolkit(nvcc=Path("/cuda/bin/nvcc"), version="13.0.88", runtime="rt", has_driver=True)
+    monkeypatch.setattr(cuda_toolkit, "load", lambda: toolkit)
+    monkeypatch.setattr(doctor, "version", lambda package: f"{package} 3.7.1")
+    monkeypatch.setattr(cubin, "tool", lambda: "/cuda/bin/cuobjdump")
+    monkeypatch.setattr(cuda, "_present", lambda smi: [("NVIDIA H200", "sm_90")])
+    assert finding("CUDA toolkit").found == "/cuda/bin/nvcc 13.0.88, rt"
+    assert finding("Triton").found == "triton 3.7.1"
+    assert finding("cuobjdump").found == "/cuda/bin/cuobjdump"
+    assert finding("GPU and its driver").found == "h200"
+
+
+def test_what_a_gpu_lacks_is_told_and_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def toolkit() -> Toolkit:
+        raise ToolkitError("no nvcc")
+
+    def version(package: str) -> str:
+        raise doctor.PackageNotFoundError(package)
+
+    monkeypatch.setattr(cuda_toolkit, "load", toolkit)
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setattr(cuda, "_present", lambda smi: [])
+    assert finding("CUDA toolkit").remedy == "no nvcc"
+    assert finding("Triton").remedy == "triton is not installed; run: pip install -e '.[cuda]'"
+    assert "no NVIDIA GPU that its driver knows of" in finding("GPU and its driver").remedy
+    assert not any(finding(what).needed for what in ("CUDA", "Triton", "cuobjdump", "GPU"))
 
 
 def test_targets_lists_every_device(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,14 @@ def test_code_for_another_machine_is_not_for_the_cores_of_this_one(
     assert "pass --threads N" in capsys.readouterr().err
     for verb in (["build", "-o", "a.so"], ["explain"], ["log", "check"]):
         assert place(*verb, "--target", "arm64", "--device", "cortex-a76").site.threads == 1
+
+
+@pytest.mark.parametrize(("machine", "kind"), [("aarch64", "arm64"), ("x86_64", "x86")])
+def test_code_is_for_this_kind_of_machine_by_default(
+    machine: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert parser().parse_args(["run"]).target == kind
 
 
 def test_another_device_than_this_machine_is_said() -> None:

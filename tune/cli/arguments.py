@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
-from targets import TARGETS
+from targets import TARGETS, here
 from targets.target import Endpoint
 from tune.errors import UsageError
 
 WEIGHTS_HELP = "checkpoint, .safetensors or .pt; default: ImageNet where it fits, else random"
 INPUT_HELP = "images as value / 127.5 - 1, or as the bytes of a photo; default: float"
+HERE_HELP = "default: this machine's kind of CPU"
 CORES_HELP = "default: all cores; of a machine that is not here, as many as its records have"
 THREADS_HELP = "of a CPU: counts to look at; default: 1,2,4,8,16,32,64"
 MEMORY_HELP = "of a CPU: what its memory gives to all cores together; default: 460.8"
@@ -41,7 +42,7 @@ def board() -> Parser:
 
 def where() -> Parser:
     options = Parser(add_help=False, parents=[board()])
-    options.add_argument("--target", choices=tuple(TARGETS), default="x86")
+    options.add_argument("--target", choices=tuple(TARGETS), default=here(), help=HERE_HELP)
     options.add_argument("--device", metavar="NAME", help="a known machine; default: this one")
     options.add_argument("--threads", type=count, metavar="N", help=CORES_HELP)
     options.add_argument(
