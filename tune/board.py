@@ -22,6 +22,7 @@ import psutil
 from tune.emulator.cache import cache
 from tune.emulator.guest import guest
 from tune.errors import SetupError, UsageError
+from tune.printed import last_line
 
 HOST = "127.0.0.1"
 PORT = 9090
@@ -107,10 +108,9 @@ def _await_answer(process: subprocess.Popen[bytes], board: Board) -> None:
     while not _answers(board.port):
         if process.poll() is not None or time.monotonic() > deadline:
             stop(board.port)
-            lines = board.log.read_text(errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+            last = last_line(board.log.read_text(errors="replace"), "no output")
             raise SetupError(
-                f"the emulated server does not answer at {board.address}: {last[:300]}; "
+                f"the emulated server does not answer at {board.address}: {last}; "
                 f"expected it within {START_TIMEOUT_S:g} s; see {board.log}"
             )
         time.sleep(0.1)

@@ -14,6 +14,7 @@ from kernels.workload import Workload
 from targets import machines
 from targets.target import Target
 from tune.errors import SetupError
+from tune.printed import first_line
 
 
 def build(
@@ -58,9 +59,9 @@ def export(executable: Any, target: Target, path: Path) -> None:
         shared = [*command, "-shared", "-fPIC", "-Wl,-s", "-o", output, *(options or ()), *objects]
         done = subprocess.run(shared, capture_output=True, text=True)
         if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            reason = first_line(done.stderr, f"status {done.returncode}")
             raise SetupError(
-                f"{command[0]} cannot link {path}: {lines[0][:300]}; expected a linker that works "
+                f"{command[0]} cannot link {path}: {reason}; expected a linker that works "
                 f"and a path that can be written; see that there is room, or choose another -o"
             )
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from targets.target import GpuLimits
 from tune import sass
 from tune.errors import SetupError
+from tune.printed import last_line
 
 TOOL = "cuobjdump"
 CUDA_MACHINE = 190  # in the header of an ELF file
@@ -134,9 +135,9 @@ def inspect(cubin: bytes) -> CubinFacts:
         done = subprocess.run(command, capture_output=True, text=True)
     arch = ARCH.search(done.stdout)
     if done.returncode or arch is None:
-        said = (done.stderr.strip().splitlines() or ["no code in it"])[-1]
+        said = last_line(done.stderr, "no code in it")
         raise ValueError(
-            f"{len(cubin)} bytes are no cubin that {TOOL} reads: {said[:200]}; expected one as "
+            f"{len(cubin)} bytes are no cubin that {TOOL} reads: {said}; expected one as "
             f"ptxas writes it; compile the kernel for a GPU"
         )
     usage, code = _sections(done.stdout)

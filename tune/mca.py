@@ -22,6 +22,7 @@ from pathlib import Path
 from targets.target import Target
 from tune.emulator.instrument import Block
 from tune.errors import SetupError
+from tune.printed import first_line
 
 FEW, MANY = 20, 60  # iterations; their difference is the steady state
 REGISTERS = 24  # enough independent sums to hide a multiply-add's latency
@@ -178,9 +179,9 @@ def _llvm(tool: str, text: str, *options: str) -> str:
     command = [_newest(tool), *options]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        reason = first_line(done.stderr, f"status {done.returncode}")
         raise SetupError(
-            f"{command[0]} cannot read aarch64 code: {lines[0][:300]}; expected LLVM 19 or newer; "
+            f"{command[0]} cannot read aarch64 code: {reason}; expected LLVM 19 or newer; "
             f"install it, on Debian as root: apt-get install llvm-19"
         )
     return done.stdout

@@ -23,6 +23,7 @@ from tune.emulator import wheels
 from tune.emulator.cache import cache, once
 from tune.errors import SetupError, UsageError
 from tune.pins import PINS
+from tune.printed import first_line
 
 CPP = Path(__file__).resolve().parents[1] / "examples" / "cpp"
 LABELS = Path(__file__).parent / "data" / "imagenet_labels.txt"
@@ -210,9 +211,9 @@ def _compile(link: Sequence[str], site: Path, program: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        reason = first_line(done.stderr, f"status {done.returncode}")
         raise SetupError(
-            f"{driver[0]} cannot build the program: {lines[0][:300]}; expected a C++17 compiler "
+            f"{driver[0]} cannot build the program: {reason}; expected a C++17 compiler "
             f"with its library; install one, on Debian as root: apt-get install g++"
         )
 

@@ -16,6 +16,7 @@ from tune.emulator import qemu, wheels
 from tune.emulator.cache import cache, once
 from tune.errors import SetupError
 from tune.pins import PINS
+from tune.printed import last_line
 
 DEBIAN = ("python3", "libstdc++6", "zlib1g")
 PYTHON = (
@@ -184,8 +185,7 @@ def _run(command: Sequence[str], failed: str, remedy: str) -> None:
     """Run `command`; SetupError when it cannot be, or fails."""
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1][:300] if lines else f"status {done.returncode}"
+        reason = last_line(done.stderr, f"status {done.returncode}")
         raise SetupError(f"{failed}: {reason}; expected it to work unattended; {remedy}")
 
 

@@ -24,6 +24,7 @@ from tune.emulator import MARK
 from tune.emulator.cache import cache, once
 from tune.emulator.guest import Guest
 from tune.errors import SetupError
+from tune.printed import first_line, last_line
 
 CALLS = 2  # the first binds symbols, fills caches and starts the thread pool
 SOURCES = Path(__file__).parent
@@ -186,9 +187,9 @@ def _api(guest: Guest) -> int:
 def _compile(*command: str | Path) -> None:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        reason = first_line(done.stderr, f"status {done.returncode}")
         raise SetupError(
-            f"{command[0]} cannot build {command[-1]}: {lines[0][:300]}; expected a compiler and "
+            f"{command[0]} cannot build {command[-1]}: {reason}; expected a compiler and "
             f"the C library's headers; install them, on Debian as root: apt-get install gcc "
             f"libc6-dev g++-aarch64-linux-gnu"
         )
@@ -201,5 +202,5 @@ def _spelt(shape: Sequence[int]) -> str:
 def _end(status: int, printed: str) -> str:
     """How the emulated program ended: its signal or status, and the last line it printed."""
     how = signal.Signals(-status).name if status < 0 else f"status {status}"
-    lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    return f"{how}: {lines[-1][:300]}" if lines else how
+    line = last_line(printed, "")
+    return f"{how}: {line}" if line else how

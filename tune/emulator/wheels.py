@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tune.errors import SetupError
+from tune.printed import last_line
 
 # What only compiling needs; of these the compiler's library is the bulk.
 LEFT_OUT = re.compile(r"libtvm_compiler|libtvm_runtime_cuda|/include/|/tests?/")
@@ -31,8 +32,7 @@ def unpack(requirements: Sequence[str], python: str, site: Path, scratch: Path) 
         stdin=subprocess.DEVNULL,
     )
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1][:300] if lines else f"status {done.returncode}"
+        reason = last_line(done.stderr, f"status {done.returncode}")
         raise SetupError(
             f"pip cannot fetch aarch64 wheels of {', '.join(requirements)}: {reason}; expected it "
             f"to work unattended; see that this Python has pip and that pip reaches its index"
