@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -36,6 +37,7 @@ from tune.runtime import Network
 SM_90 = machines("cuda").DEVICES["sm_90"]
 MODEL = MobileNet(alpha=0.25, resolution=32, classes=10, dtype="float16")
 INFERENCES = 3
+CLONES = 4  # one a thread
 # Blocks that are one choice, each by a kernel of this kind.
 TOGETHER = {"block1": "triton.", "block2": "te.cuda.", "block3": "triton."}
 BY_TRITON = ("block4",)  # whose depthwise layer is, too
@@ -149,6 +151,10 @@ def infer(path: str) -> list[Seen]:
         allowed = network_tolerance(MODEL.dtype, terms, float(np.abs(value).max()))
         off = float(np.abs(logits.astype(np.float64) - value).max()) / allowed
         seen.append(Seen(off, tuple(cuda_device.launches())))
+    clones = [network.clone() for _ in range(CLONES)]
+    with ThreadPoolExecutor(CLONES) as pool:
+        for alike in pool.map(lambda clone: clone(image), clones):
+            assert np.array_equal(alike, logits)  # although each has recorded a graph of its own
     return seen
 
 
