@@ -1,4 +1,8 @@
-"""The CI examples, run as they stand; only the tools that install packages are stand-ins."""
+"""The CI examples, run as they stand; only the tools that install packages are stand-ins.
+
+And `python`, where a library would be built that was built before: that two builds give the same is
+tested elsewhere, here that the script sees when they do not.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,31 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CI = ROOT / "examples" / "ci"
 WORKFLOW = (CI / "github-workflow.yml").read_text()
+# Copies what was built under the same words, whatever their order. SPOIL is added to the second
+# library of a name.
+REMEMBERING = """#!{python}
+import os, shutil, subprocess, sys
+from pathlib import Path
+
+*words, output = sys.argv[1:]
+command = [sys.executable, *sys.argv[1:]]
+if words[:3] != ["-m", "tune", "build"]:
+    os.execv(command[0], command)
+kept = Path({kept!r}) / "".join(sorted(words)).replace("/", ".")
+library = Path(output)
+if not kept.exists():
+    if status := subprocess.run(command).returncode:
+        sys.exit(status)
+    kept.mkdir()
+    for suffix in (".so", ".json"):
+        shutil.copy(library.with_suffix(suffix), kept / f"kept{{suffix}}")
+library.parent.mkdir(parents=True, exist_ok=True)
+for suffix in (".so", ".json"):
+    shutil.copy(kept / f"kept{{suffix}}", library.with_suffix(suffix))
+if library.parent.name == "again":
+    with library.open("a") as file:
+        file.write(os.environ.get("SPOIL", ""))
+"""
 
 
 @pytest.fixture
@@ -47,6 +76,20 @@ def environment(tmp_path: Path) -> dict[str, str]:
     for tool in tools.iterdir():
         tool.chmod(0o755)
     return os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def remembering(environment: dict[str, str], tmp_path: Path, kept: Path) -> dict[str, str]:
+    """The same, `python` copying what was built before."""
+    for name in ("python", "python3"):
+        text = REMEMBERING.format(python=sys.executable, kept=str(kept))
+        (tmp_path / "tools" / name).write_text(text)
+    return environment
 
 
 def jobs() -> dict[str, list[str]]:
@@ -90,11 +133,11 @@ def test_what_is_installed_exists(
     assert "sudo apt-get install -y qemu-user g++-aarch64-linux-gnu" in asked
 
 
-def test_workflow_builds_and_packages(checkout: Path, environment: dict[str, str]) -> None:
+def test_workflow_builds_and_packages(checkout: Path, remembering: dict[str, str]) -> None:
     steps = jobs()["rebuild"]
     assert len(steps) == WORKFLOW.partition("  verify:\n")[0].count("run: ") == 4
     for step in steps:
-        done = run(step, checkout, environment)
+        done = run(step, checkout, remembering)
         assert done.returncode == 0, done.stderr
     for kind in ("x86", "arm64"):
         package = checkout / "build" / "packages" / kind
@@ -127,14 +170,17 @@ def test_workflow_verifies_what_was_counted(checkout: Path, environment: dict[st
     assert "septune: block1.depthwise: 1.05 times as long; expected" in done.stderr
 
 
-def test_script_builds_twice_the_same(checkout: Path, environment: dict[str, str]) -> None:
-    done = run("sh examples/ci/rebuild.sh out", checkout, environment)
+def test_script_builds_twice_the_same(checkout: Path, remembering: dict[str, str]) -> None:
+    done = run("sh examples/ci/rebuild.sh out", checkout, remembering)
     assert done.returncode == 0, done.stderr
     sums = (checkout / "out" / "SHA256SUMS").read_text()
     assert sums.count("\n") == 4
     assert done.stdout.endswith(sums)
     check = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=checkout / "out")
     assert check.returncode == 0
+    done = run("sh examples/ci/rebuild.sh out", checkout, remembering | {"SPOIL": "more"})
+    assert done.returncode == 1
+    assert "out/x86.so" in done.stderr
 
 
 def test_both_fail_when_a_log_no_longer_fits(checkout: Path, environment: dict[str, str]) -> None:

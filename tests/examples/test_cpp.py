@@ -408,11 +408,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cpp"
 
 
-@pytest.fixture(scope="module")
-def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(MobileNet(), tmp_path_factory.mktemp("whole") / "mobilenet.so")
-
-
 def answers(words: Sequence[str | Path]) -> dict[str, list[tuple[float, str]]]:
     result = json.loads(run(*words).stdout)
     assert result["load_s"] > 0
@@ -421,7 +416,9 @@ def answers(words: Sequence[str | Path]) -> dict[str, list[tuple[float, str]]]:
 
 
 @pytest.mark.slow
-def test_plain_command_classifies_as_python_does(mobilenet: Path, folder: Path) -> None:
+def test_plain_command_classifies_as_python_does(
+    mobilenet: Path, library: Path, folder: Path
+) -> None:
     shutil.copy(mobilenet, folder)
     shutil.copy(mobilenet.with_suffix(".json"), folder)
     Image.open(PHOTOS / "coffee.png").save(folder / "photo.ppm")
@@ -439,9 +436,12 @@ def test_plain_command_classifies_as_python_does(mobilenet: Path, folder: Path) 
     assert [label for _, label in top] == [label for _, label in expected]
     np.testing.assert_allclose([p for p, _ in top], [p for p, _ in expected], rtol=1e-6)
 
-    bytes_in = build(MobileNet(), folder / "bytes.so", input_dtype="uint8")
-    (same,) = answers([folder / "classify", bytes_in, *options, folder / "photo.ppm"]).values()
-    assert same == top
+    bytes_in = build(SMALL, folder / "bytes.so", log=folder / "none", input_dtype="uint8")
+    few = [
+        answers([folder / "classify", network, "--json", folder / "photo.ppm"])
+        for network in (library, bytes_in)
+    ]
+    assert few[0] == few[1]
 
 
 @pytest.mark.slow
@@ -495,7 +495,7 @@ def system() -> Guest:
 
 @pytest.mark.slow
 def test_built_for_arm64_it_answers_on_the_emulated_board(
-    system: Guest, mobilenet: Path, folder: Path, tmp_path: Path
+    system: Guest, mobilenet: Path, mobilenet_a76: Path, folder: Path, tmp_path: Path
 ) -> None:
     tools = ("cmake", "aarch64-linux-gnu-g++")
     if not all(map(shutil.which, tools)) and os.environ.get("CI") != "true":
@@ -504,9 +504,8 @@ def test_built_for_arm64_it_answers_on_the_emulated_board(
     wheels.symlink_to(system.site)
     run("bash", "-euc", commands("aarch64"), cwd=folder)
     device = arm64.DEVICES["cortex-a76"]
-    library = build(MobileNet(), tmp_path / "a76.so", device)
     Image.open(PHOTOS / "coffee.png").save(tmp_path / "coffee.ppm")
-    command = [folder / "arm64" / "classify", library, "--json", "--repeat", "1"]
+    command = [folder / "arm64" / "classify", mobilenet_a76, "--json", "--repeat", "1"]
     command += ["--threads", "1", "--labels", LABELS, tmp_path / "coffee.ppm"]
     (top,) = answers(system.command(*command, core="cortex-a76")).values()
     assert top[0][1] == "espresso"

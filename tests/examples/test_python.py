@@ -14,15 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from targets import machines
 from tune import pipeline
-from tune.mobilenet import MobileNet
 from tune.pins import PINS
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / "examples" / "python"
 PHOTOS = ROOT / "examples" / "photos"
-HOST = machines("x86").host()
 # Of these, the modules that they bring; what they need themselves is among them.
 PACKAGES = ("apache-tvm", "apache-tvm-ffi", "ml_dtypes", "numpy", "pillow", "typing_extensions")
 ABSENT = ("torch", "triton", "xgboost", "psutil", "safetensors", "cloudpickle", "tornado")
@@ -49,14 +46,6 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site / "tvm" / "lib" / runtime.name).symlink_to(runtime)
     (site / "septune.pth").write_text(f"{ROOT}\n")
     return folder / "bin" / "python"
-
-
-@pytest.fixture(scope="module")
-def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("library") / "mobilenet.so"
-    log = pipeline.Log.at(None, HOST)
-    pipeline.build(MobileNet(), HOST, log, threads=1, weights=None, seed=0, output=library)
-    return library
 
 
 def run(python: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:

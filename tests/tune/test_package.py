@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from targets import arm64, cuda_toolkit, machines
+from targets import cuda_toolkit, machines
 from targets.target import Endpoint
 from tune import cli, package, pipeline
 from tune.emulator import qemu
@@ -24,7 +24,6 @@ from tune.mobilenet import MobileNet
 ROOT = Path(__file__).parents[2]
 COFFEE = ROOT / "examples" / "photos" / "coffee.png"
 HOST = machines("x86").host()
-A76 = arm64.DEVICES["cortex-a76"]
 SMALL = MobileNet(alpha=0.25, resolution=32, classes=5)
 MOST_BYTES = 6 << 20  # beside the weights
 FILES = {
@@ -38,15 +37,12 @@ FILES = {
 }
 
 
-def build(model: MobileNet, library: Path, target: Any, log: pipeline.Log) -> Path:
-    pipeline.build(model, target, log, threads=1, weights=None, seed=1, output=library)
-    return library
-
-
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("library")
-    return build(SMALL, folder / "net.so", HOST, pipeline.Log(path=folder / "none.jsonl"))
+    log, library = pipeline.Log(path=folder / "none.jsonl"), folder / "net.so"
+    pipeline.build(SMALL, HOST, log, threads=1, weights=None, seed=1, output=library)
+    return library
 
 
 def packaged(library: Path, folder: Path, kind: str = "x86") -> dict[str, Any]:
@@ -248,20 +244,19 @@ def test_command_builds_packages_and_prints(
 
 
 @pytest.mark.slow
-def test_for_arm64_it_runs_on_an_emulated_system(tmp_path: Path) -> None:
+def test_for_arm64_it_runs_on_an_emulated_system(mobilenet_a76: Path, tmp_path: Path) -> None:
     if shutil.which(qemu.PROGRAM) is None and os.environ.get("CI") != "true":
         pytest.skip(f"the emulated system needs {qemu.PROGRAM}")
     machine = guest()
-    library = build(MobileNet(), tmp_path / "net.so", A76, pipeline.Log.at(None, A76))
     folder = tmp_path / "package"
-    made = packaged(library, folder, "arm64")
-    assert files(folder) == FILES | {"labels.txt"}
+    made = packaged(mobilenet_a76, folder, "arm64")
+    assert files(folder) == {name.replace("net.", "mobilenet.") for name in FILES} | {"labels.txt"}
     assert made["measured"] is None
     assert sum(made["parts"].values()) - made["parts"]["weights"] <= MOST_BYTES
     Image.open(COFFEE).save(folder / "photo.ppm")
     emulated = [machine.emulator.path, "-L", str(machine.root), "-cpu", "cortex-a76"]
     done = subprocess.run(
-        [*emulated, "./classify", "net.so", "--repeat", "1", "photo.ppm"],
+        [*emulated, "./classify", "mobilenet.so", "--repeat", "1", "photo.ppm"],
         cwd=folder,
         env={},
         capture_output=True,
@@ -272,7 +267,8 @@ def test_for_arm64_it_runs_on_an_emulated_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_network_takes_six_mebibytes_and_its_weights(tmp_path: Path) -> None:
-    library = build(MobileNet(), tmp_path / "net.so", HOST, pipeline.Log.at(None, HOST))
-    parts = packaged(library, tmp_path / "package")["parts"]
+def test_the_whole_network_takes_six_mebibytes_and_its_weights(
+    mobilenet: Path, tmp_path: Path
+) -> None:
+    parts = packaged(mobilenet, tmp_path / "package")["parts"]
     assert sum(parts.values()) - parts["weights"] <= MOST_BYTES
