@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from tune import cli, pipeline
 from tune.mobilenet import MobileNet
 
 ROOT = Path(__file__).parents[2]
-MOST_S = 30.0
 # A build in a process in which nothing can be measured, and no connection made.
 BUILD = """
 import socket, sys
@@ -45,7 +43,6 @@ def build(folder: Path, settings: dict[str, str], *words: str) -> tuple[str, str
     """Hashes of the library and the manifest that a process of its own builds in `folder`."""
     (folder / "scratch").mkdir(parents=True)
     library = folder / "net.so"
-    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", BUILD, "build", *words, "-o", str(library)],
         cwd=folder,
@@ -54,7 +51,6 @@ def build(folder: Path, settings: dict[str, str], *words: str) -> tuple[str, str
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < MOST_S
     files = (library, library.with_suffix(".json"))
     library_sha256, manifest = (hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
     return library_sha256, manifest
