@@ -38,6 +38,7 @@ SM_90 = machines("cuda").DEVICES["sm_90"]
 MODEL = MobileNet(alpha=0.25, resolution=32, classes=10, dtype="float16")
 INFERENCES = 3
 CLONES = 4  # one a thread
+NEAR = 0.05  # All kernels here sum in float32, and come to 0.007; three blocks without bias to 0.5.
 # Blocks that are one choice, each by a kernel of this kind.
 TOGETHER = {"block1": "triton.", "block2": "te.cuda.", "block3": "triton."}
 BY_TRITON = ("block4",)  # whose depthwise layer is, too
@@ -45,7 +46,7 @@ BY_TRITON = ("block4",)  # whose depthwise layer is, too
 
 @dataclass(frozen=True)
 class Seen:
-    """What one inference did. `off` is in tolerances."""
+    """What one inference did. `off` is in tolerances, which allow for sums in float16."""
 
     off: float
     launches: tuple[cuda_device.Launch, ...]
@@ -171,7 +172,7 @@ def seen(library: Path) -> Iterator[list[Seen]]:
 
 
 def test_logits_are_right_every_time(seen: list[Seen]) -> None:
-    assert [one.off <= 1 for one in seen] == [True] * INFERENCES
+    assert [one.off <= NEAR for one in seen] == [True] * INFERENCES
 
 
 def test_layers_are_launched_in_their_order_as_they_were_compiled(seen: list[Seen]) -> None:
