@@ -201,8 +201,10 @@ def plan_summary(manifest: dict[str, Any]) -> str:
     parts = [f"{len(names)} {why}" for why, names in counts.items() if names]
     lines = [f"{len(layers)} layers: {', '.join(parts)}"]
     for why, consequence in WHYS.items():
-        if consequence and counts[why]:
-            lines.append(f"{why}: {', '.join(counts[why])}; {consequence}")
+        names = counts[why]
+        if consequence and names:
+            which = "all" if len(names) == len(layers) else ", ".join(names)
+            lines.append(f"{why}: {which}; {consequence}")
     return "\n".join(lines)
 
 
