@@ -227,7 +227,8 @@ def test_every_line_of_a_long_log_takes_the_same(tmp_path: Path) -> None:
         assert len(log.records) == lines
         counts.append(len(seen))
     _, first, second, third = counts
-    assert third - second == second - first < 100 * 200
+    assert second - first < 100 * 200
+    assert third - second == pytest.approx(second - first, rel=0.01)  # the collector calls, too
 
 
 def winner(found: list[Record]) -> Record | None:

@@ -26,7 +26,8 @@ from tune.mobilenet import MobileNet
 from tune.pipeline import correctness, harvesting, records, tuning, visit
 from tune.pipeline.correctness import CHECKED_AT_ONCE
 from tune.pipeline.harvesting import KINDS, SETTINGS, Setting, harvest
-from tune.pipeline.tuning import BATCH, FINALS_SHARE
+from tune.pipeline.searches import BATCH
+from tune.pipeline.tuning import FINALS_SHARE
 from tune.pipeline.visit import MOST_TRIES
 from tune.report.harvest import summary
 from tune.runners import gpu
