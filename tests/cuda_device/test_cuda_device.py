@@ -55,18 +55,9 @@ def probe(body: str, arrays: tuple[np.ndarray, ...], block: int) -> bytes:
     )
 
 
-def called(
-    image: bytes,
-    form: str,
-    name: str,
-    arrays: tuple[np.ndarray, ...],
-    numbers: tuple[tuple[str, int], ...],
-    grid: int,
-    block: int,
-    shared: int,
-) -> tuple[list[np.ndarray], str]:
-    """Launch a kernel of a module's image as TVM does."""
-    tensors, launch = ready(image, form, name, arrays, numbers, grid, block, shared)
+def called(*kernel: Any) -> tuple[list[np.ndarray], str]:
+    """Launch as TVM does what `ready` makes of the arguments."""
+    tensors, launch = ready(*kernel)
     cuda_device.launches()
     said = ""
     try:

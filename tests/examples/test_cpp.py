@@ -90,14 +90,6 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("checks") / "checks", *sources)
 
 
-@pytest.fixture
-def copied(library: Path, tmp_path: Path) -> Path:
-    """A library and its manifest that a test may spoil."""
-    for suffix in (".so", ".json"):
-        shutil.copy(library.with_suffix(suffix), tmp_path / f"net{suffix}")
-    return tmp_path / "net.so"
-
-
 def change(library: Path, **changes: Any) -> None:
     manifest = json.loads(library.with_suffix(".json").read_text())
     library.with_suffix(".json").write_text(json.dumps(manifest | changes))

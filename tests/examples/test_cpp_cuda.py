@@ -77,14 +77,6 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("checks") / "checks", *sources)
 
 
-@pytest.fixture
-def copied(library: Path, tmp_path: Path) -> Path:
-    """A library and its manifest that a test may spoil."""
-    for suffix in (".so", ".json"):
-        shutil.copy(library.with_suffix(suffix), tmp_path / f"net{suffix}")
-    return tmp_path / "net.so"
-
-
 def test_answers_are_pythons_one_inference_after_the_other(
     checks: Path, library: Path, device: cuda_device.Device, on_device: dict[str, str]
 ) -> None:

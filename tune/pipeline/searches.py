@@ -131,9 +131,10 @@ def batch(
     at_once  entries at least, if need be of the several searches that are worth most
     left     trials that may be made in all
     """
+    enough = at_once if left is None else min(at_once, left)
     entries: dict[Entry, Search] = {}
     busy: list[Search] = []
-    while len(entries) < min(at_once, at_once if left is None else left):
+    while len(entries) < enough:
         search = chosen(searches, peak_flops, most, worthwhile, busy)
         if search is None:
             break

@@ -25,6 +25,7 @@ from tune.runners.candidate import Candidate
 from tune.runners.guard import build_guard
 from tune.runners.handshake import Direct, NoServer, Source, Tracker, is_tracker, patiently
 from tune.runners.lanes import LOSSES, share
+from tune.runners.meeting import together
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.session import Facts, Turns, best_s, infer, run
 from tune.runners.worker import Worker
@@ -117,19 +118,15 @@ class RpcRunner:
 
         network  is for runners that time a rival among its other layers
         """
-        built = list(self._builders.build(rivals))
-        runnable = [candidate for candidate in built if isinstance(candidate, Candidate)]
-        if not runnable:
-            outcomes: list[Outcome] = []
-        else:
-            together = self._on_one_board(run, runnable, FINAL, count=len(runnable))
-            if isinstance(together, Lost):  # by one of them: each is tried alone
-                alone = self._share(iter(runnable), len(runnable), FINAL)
-                outcomes = [outcome for _, outcome in sorted(alone, key=lambda pair: pair[0])]
-            else:
-                outcomes = together
-        timed = iter(outcomes)
-        return [one if isinstance(one, Outcome) else next(timed) for one in built]
+
+        def meet(rivals: Sequence[Candidate]) -> list[Outcome]:
+            met = self._on_one_board(run, rivals, FINAL, count=len(rivals))
+            if not isinstance(met, Lost):
+                return met
+            alone = self._share(iter(rivals), len(rivals), FINAL)  # lost by one of them
+            return [outcome for _, outcome in sorted(alone, key=lambda pair: pair[0])]
+
+        return together(meet, list(self._builders.build(rivals)))
 
     def infer(
         self, library: Path, image: Array, repeat: int = 0
