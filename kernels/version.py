@@ -40,6 +40,11 @@ WIDE: tuple[Workload, ...] = (
     Pointwise(N=1, H=9, W=11, Ci=64, Co=80),
     Separable(N=1, Hi=9, Wi=11, C=48, Co=80, stride=1, pad=(1, 1, 1, 1)),
 )
+# Whose halves are whole vectors, too.
+HALVES: tuple[Workload, ...] = (
+    Pointwise(N=1, H=9, W=11, Ci=64, Co=96),
+    Separable(N=1, Hi=9, Wi=11, C=64, Co=96, stride=1, pad=(1, 1, 1, 1)),
+)
 
 
 @cache
@@ -55,6 +60,9 @@ def version(name: str, kind: str, dtype: str) -> str:
     probes = [(PROBE_DEVICES[kind], probe) for probe in PROBES + LONG * (dtype == "float16")]
     if name.startswith(("te.llvm.", "te.avx.")) and kind in WIDE_DEVICES:
         probes += [(WIDE_DEVICES[kind], probe) for probe in WIDE]
+    if name.endswith("_strassen"):
+        devices = (PROBE_DEVICES[kind], WIDE_DEVICES[kind])
+        probes = [(device, probe) for device in devices for probe in HALVES]
     digest = hashlib.sha256()
     for device, workload in probes:
         target, probe = machines(kind).DEVICES[device], replace(workload, dtype=dtype)

@@ -121,7 +121,9 @@ def test_other_code_is_another_version(
         "te.llvm.conv",
         "te.llvm.depthwise",
         "te.avx.pointwise",
+        "te.avx.pointwise_strassen",
         "te.avx.separable",
+        "te.avx.separable_strassen",
     }
 
 

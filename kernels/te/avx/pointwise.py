@@ -11,6 +11,8 @@ Source  own.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from textwrap import indent
 
 from tvm.ir import IRModule
@@ -47,25 +49,51 @@ def supports(workload: Workload, target: Target) -> bool:
 
 def space(workload: Pointwise, target: Target) -> Space:
     """Register tiles, and how many of them a task has."""
-    knobs, constraints = product.knobs(workload, target)
+    return in_tasks(workload, workload, *product.knobs(workload, target))
+
+
+def in_tasks(
+    workload: Pointwise,
+    factor: Pointwise,
+    knobs: Sequence[Knob],
+    constraints: Sequence[Constraint],
+    *,
+    together: int = 1,
+) -> Space:
+    """The space of these knobs of tiles and CHUNK and PARTS.
+
+    factor    what is multiplied at once: its channels are shared by PARTS
+    together  tiles of pixels that no task parts, none of which may be empty
+    """
     tall, wide, *_ = knobs
-    tiles = {rows: blocks(workload.pixels, int(rows)) for rows in tall.choices}
-    chunks = {rows: _chunks(count) for rows, count in tiles.items()}
-    parts = product.parts(workload)
-    columns = blocks(workload.Co, int(wide.default))
+    tiles = {rows: blocks(workload.pixels, int(rows) * together) for rows in tall.choices}
+    chunks = {
+        rows: tuple(
+            together * chunk
+            for chunk in _chunks(count)
+            if (workload.pixels - 1) % (int(rows) * together * chunk) + 1 >= together
+        )
+        for rows, count in tiles.items()
+    }
+    parts = product.parts(factor)
+    columns = blocks(factor.Co, int(wide.default))
     split = max(count for count in parts if columns % count == 0)
-    most = tiles[tall.default] * split // TASKS
+    most = tiles[tall.default] * split // TASKS * together
     shared = [chunk for chunk in chunks[tall.default] if chunk <= most]
     return Space(
         knobs=(
             *knobs,
-            Knob("CHUNK", tuple(sorted(set().union(*chunks.values()))), max(shared, default=1)),
+            Knob(
+                "CHUNK",
+                tuple(sorted(set().union(*chunks.values()))),
+                max(shared, default=chunks[tall.default][0]),
+            ),
             Knob("PARTS", parts, split),
         ),
         constraints=(
             *constraints,
             Constraint("even chunks", lambda c: c["CHUNK"] in chunks[c["BLOCK_P"]]),
-            product.whole_parts(workload),
+            product.whole_parts(factor),
         ),
     )
 
@@ -78,39 +106,49 @@ def _chunks(tiles: int) -> tuple[int, ...]:
 
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
-    P, columns, parts = workload.pixels, int(config["BLOCK_CO"]), int(config["PARTS"])
+    codes: dict[str, str] = {}
+    calls = partial(product.calls, workload, config, target, codes)
+    return scheduled(workload, config, codes, calls, product.shapes(workload, config))
+
+
+def scheduled(
+    workload: Pointwise,
+    config: Config,
+    codes: dict[str, str],
+    calls: Callable[..., str],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    buffer: str = "",
+) -> IRModule:
+    """That function, whose tasks are made of such calls.
+
+    shapes  of wt and bias
+    buffer  a statement: what the calls need of their own
+    """
+    P, parts = workload.pixels, int(config["PARTS"])
     pixels = int(config["CHUNK"]) * int(config["BLOCK_P"])
     last, left = divmod(P - 1, pixels)
-    codes: dict[str, str] = {}
     following = f"T.min((vh + 1) * {pixels}, {max(0, P - pixels)}) * {workload.Ci} + {{offset}}"
-
-    def calls(pixels_of_task: int) -> str:
-        return product.calls(
-            workload,
-            config,
-            target,
-            codes,
-            pixels=pixels_of_task,
-            first=f"vh * {pixels}",
-            parts=parts,
-            part="vp",
-            x=f"T.address_of(x[vh * {pixels} + {{pixel}}, 0])",
-            following=f'x.access_ptr("r", offset={following})',
-            amount=min(pixels, P) * workload.Ci,
+    whole, rest = (
+        indent(
+            calls(
+                pixels=count,
+                first=f"vh * {pixels}",
+                parts=parts,
+                part="vp",
+                x=f"T.address_of(x[vh * {pixels} + {{pixel}}, 0])",
+                following=f'x.access_ptr("r", offset={following})',
+                amount=min(pixels, P) * workload.Ci,
+            ),
+            " " * 4,
         )
-
-    whole, rest = (indent(calls(count), " " * 4) for count in (pixels, left + 1))
-    B = blocks(workload.Co, columns)
+        for count in (pixels, left + 1)
+    )
     return parallel(
-        {
-            "x": (P, workload.Ci),
-            "wt": (B, workload.Ci, columns),
-            "bias": (B, columns),
-            "y": (P, workload.Co),
-        },
+        {"x": (P, workload.Ci), **shapes, "y": (P, workload.Co)},
         workload.dtype,
         {"vh": ("chunk", last + 1), "vp": ("part", parts)},
-        TASK.format(last=last, whole=whole, rest=rest),
+        buffer + TASK.format(last=last, whole=whole, rest=rest),
         codes,
     )
 

@@ -16,14 +16,14 @@ power, and has a higher clock for it (`docs/performance.md`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from textwrap import indent
 from typing import NamedTuple
 
 from kernels.space import Config, Constraint, Knob, blocks
-from kernels.te.llvm.code import Code, isa_of
+from kernels.te.llvm.code import Code, isa_of, looped
 from kernels.te.tile import LINE_BYTES
-from kernels.workload import ITEM_BYTES, Pointwise
+from kernels.workload import Pointwise
 from targets.target import Target
 
 VECTORS = (1, 2, 3, 4)  # of channels a tile
@@ -54,6 +54,18 @@ class Run(NamedTuple):
     stop: int
     size: int
     first: str
+
+
+# Of a tile, by row and vector of it.
+Cells = dict[tuple[int, int], str]
+
+
+class Operands(NamedTuple):
+    """Where a loop reads: pixels, weights, and what it asks for."""
+
+    x: str
+    wt: str
+    next: str
 
 
 def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[Constraint, ...]]:
@@ -108,6 +120,13 @@ def whole_parts(workload: Pointwise) -> Constraint:
     )
 
 
+def shapes(workload: Pointwise, config: Config) -> dict[str, tuple[int, ...]]:
+    """Of wt and bias, packed."""
+    columns = int(config["BLOCK_CO"])
+    B = blocks(workload.Co, columns)
+    return {"wt": (B, workload.Ci, columns), "bias": (B, columns)}
+
+
 def calls(
     workload: Pointwise,
     config: Config,
@@ -133,15 +152,61 @@ def calls(
     amount     elements of that input
     """
     rows, columns = int(config["BLOCK_P"]), int(config["BLOCK_CO"])
-    channels = workload.Co // parts
-    B, T = blocks(channels, columns), blocks(pixels, rows)
-    keep_weights, turns = config["KEEP"] == "weights", workload.Ci // int(config["UNROLL_CI"])
+
+    def code(down: Run, across: Run, ahead: int) -> tuple[str, str]:
+        tile = (down.size, across.size)
+        unrolled = int(config["UNROLL_CI"])
+        return _code(workload, target, tile, columns=columns, unrolled=unrolled, ahead=ahead)
+
+    return tiled(
+        config,
+        codes,
+        code,
+        down=heights(pixels, rows, columns // isa_of(target).lanes(workload.dtype)),
+        channels=workload.Co // parts,
+        depth=workload.Ci,
+        first=first,
+        part=part,
+        x=x,
+        following=following,
+        amount=amount,
+    )
+
+
+def tiled(
+    config: Config,
+    codes: dict[str, str],
+    code: Callable[[Run, Run, int], tuple[str, str]],
+    *,
+    down: Sequence[Run],
+    channels: int,
+    depth: int,
+    first: str,
+    part: str,
+    x: str,
+    following: str,
+    amount: int,
+) -> str:
+    """Statements that call the code of each tile, in the order that KEEP says.
+
+    code      name and code for a tile of such pixels and channels, from how many elements it asks
+              for a turn of its loops
+    down      tiles along the pixels
+    channels  of the task
+    depth     rows of a block of weights
+    x         arguments of a tile, from its first {pixel} and its number, {tile}
+
+    Others as in `calls`.
+    """
+    columns, turns = int(config["BLOCK_CO"]), depth // int(config["UNROLL_CI"])
+    B, T = blocks(channels, columns), down[-1].stop
+    keep_weights = config["KEEP"] == "weights"
     number, steps = "0", 0
     match config["PREFETCH"]:
         case "weights":
             # A block passes by while so many tiles, or one, are made with the one before.
             number, steps = ("t", T * turns) if keep_weights else ("0", turns)
-            amount = workload.Ci * columns
+            amount = depth * columns
             following = (
                 f'wt.access_ptr("r", offset=({part} * {B} + (b + 1) % {B}) * {amount} + {{offset}})'
             )
@@ -150,20 +215,13 @@ def calls(
     ahead = blocks(amount, steps) if steps else 0
 
     def call(down: Run, across: Run) -> str:
-        name, codes[name] = _code(
-            workload,
-            target,
-            (down.size, across.size),
-            columns=columns,
-            unrolled=int(config["UNROLL_CI"]),
-            ahead=ahead,
-        )
+        name, codes[name] = code(down, across, ahead)
         block = f"{part} * {B} + b"
         return CALL.strip().format(
             name=name,
             pixel=f"{first} + {down.first}",
             channel=f"({block}) * {columns}",
-            x=x.format(pixel=down.first),
+            x=x.format(pixel=down.first, tile="t"),
             block=block,
             next=following.format(offset=f"({number}) * {turns * ahead} % {amount}"),
         )
@@ -179,12 +237,8 @@ def calls(
             for text in loops(*others, runs=runs | {name: run}):
                 yield indent(text, "    ")
 
-    lanes = isa_of(target).lanes(workload.dtype)
-    outer = ("b", _runs("b", channels, columns))
-    inner = ("t", heights(pixels, rows, columns // lanes))
-    if not keep_weights:
-        outer, inner = inner, outer
-    return "\n".join(loops(outer, inner, runs={}))
+    axes = [("b", _runs("b", channels, columns)), ("t", list(down))]
+    return "\n".join(loops(*(axes if keep_weights else reversed(axes)), runs={}))
 
 
 def _runs(name: str, size: int, block: int) -> list[Run]:
@@ -198,7 +252,11 @@ def heights(pixels: int, rows: int, vectors: int) -> list[Run]:
     """Tiles of so many rows; all nearly as high where a last one would sum too little."""
     if not 0 < pixels % rows * vectors < CHAINS:
         return _runs("t", pixels, rows)
-    count = blocks(pixels, rows)
+    return evenly(pixels, blocks(pixels, rows))
+
+
+def evenly(pixels: int, count: int) -> list[Run]:
+    """So many tiles, all nearly as high."""
     least, more = divmod(pixels, count)
     higher = [Run(0, more, least + 1, f"t * {least + 1}")] if more else []
     return [*higher, Run(more, count, least, f"t * {least} + {more}")]
@@ -221,39 +279,78 @@ def _code(
     """
     code = Code(isa_of(target), workload.dtype)
     lanes, (rows, wide) = code.lanes, tile
-    vectors = wide // lanes
-    cells = [(row, vector) for row in range(rows) for vector in range(vectors)]
-    starts = [code.load_at("%bias", vector * lanes) for vector in range(vectors)]
-    before, code.lines = code.lines, []
-
-    x, wt, following = "%x.now", "%wt.now", "%next.now"
-    sums = {(row, vector): f"%sum{row}.{vector}" for row, vector in cells}
-    line = LINE_BYTES // ITEM_BYTES[workload.dtype]
-    for number in range(blocks(ahead, line)):
-        code.prefetch(code.behind("%next.now", number * line))
-    if ahead:
-        following = code.behind("%next.now", ahead)
-    for _ in range(unrolled):
-        weights = [code.load_at(wt, vector * lanes) for vector in range(vectors)]
-        for row in range(rows):
-            factor = code.broadcast(x, row * workload.Ci)
-            for vector in range(vectors):
-                sums[row, vector] = code.multiply_add(factor, weights[vector], sums[row, vector])
-        (x, wt), values = code.step(
-            (code.behind(x, 1), code.behind(wt, columns)), list(sums.values())
-        )
-        sums = dict(zip(cells, values, strict=True))
-    loop, code.lines = code.lines, []
-
+    bias = [code.load_at("%bias", vector * lanes) for vector in range(wide // lanes)]
+    code.lines = ["start:", *code.lines]
+    sums, _ = multiplied(
+        code,
+        {(row, vector): value for row in range(rows) for vector, value in enumerate(bias)},
+        Operands("%x", "%wt", "%next"),
+        stride=workload.Ci,
+        columns=columns,
+        channels=workload.Ci,
+        unrolled=unrolled,
+        ahead=ahead,
+    )
     for (row, vector), value in sums.items():
         done = code.activate(value, workload.activation)
         code.store(done, code.behind("%y", row * workload.Co + vector * lanes))
-    pointers = [("%x", x), ("%wt", wt), *([("%next", following)] if ahead else [])]
-    phis = [("i32", "%turn", str(workload.Ci // unrolled), "%left")]
-    phis += [("ptr", f"{name}.now", name, again) for name, again in pointers]
-    phis += [
-        (code.vector, f"%sum{row}.{vector}", starts[vector], sums[row, vector])
-        for row, vector in cells
-    ]
-    code.loop(phis, before=before, turn=loop, after=code.lines)
     return code.function(("ptr %y", "ptr %x", "ptr %wt", "ptr %bias", "ptr %next"))
+
+
+def multiplied(
+    code: Code,
+    sums: Cells,
+    operands: Operands,
+    *,
+    stride: int,
+    columns: int,
+    channels: int,
+    unrolled: int,
+    ahead: int,
+    number: str = "",
+    behind: str = "start",
+) -> tuple[Cells, Operands]:
+    """`sums` and the products of so many channels, summed by a loop; where it left off.
+
+    stride         elements from a pixel to the next
+    columns        from a row of weights to the next
+    number,behind  of the loop, see `looped`
+    others         as in `_code`
+    """
+    vectors = dict.fromkeys(vector for _, vector in sums)
+    names = Operands(*(f"%{name}{number}.now" for name in ("x", "wt", "next")))
+    before, code.lines = code.lines, []
+    x, wt, following = names
+    now = {(row, vector): f"%sum{number}{row}.{vector}" for row, vector in sums}
+    phis = [(code.vector, now[cell], start) for cell, start in sums.items()]
+    line = LINE_BYTES // code.item_bytes
+    for count in range(blocks(ahead, line)):
+        code.prefetch(code.behind(following, count * line))
+    if ahead:
+        following = code.behind(following, ahead)
+    for _ in range(unrolled):
+        weights = [code.load_at(wt, vector * code.lanes) for vector in vectors]
+        for row in dict.fromkeys(row for row, _ in sums):
+            factor = code.broadcast(x, row * stride)
+            for vector in vectors:
+                now[row, vector] = code.multiply_add(factor, weights[vector], now[row, vector])
+        (x, wt), values = code.step(
+            (code.behind(x, 1), code.behind(wt, columns)), list(now.values())
+        )
+        now = dict(zip(sums, values, strict=True))
+    after = Operands(x, wt, following if ahead else operands.next)
+    pointers = list(zip(names, operands, after, strict=True))[: 3 if ahead else 2]
+    code.lines = [
+        *before,
+        *looped(
+            [
+                ("i32", f"%turn{number}", str(channels // unrolled), f"%left{number}"),
+                *(("ptr", *pointer) for pointer in pointers),
+                *((*phi, value) for phi, value in zip(phis, now.values(), strict=True)),
+            ],
+            code.lines,
+            number=number,
+            behind=behind,
+        ),
+    ]
+    return now, after

@@ -17,12 +17,14 @@ Source  own.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from textwrap import indent
 
 from tvm.ir import IRModule
 
 from kernels.reference import Array
-from kernels.space import Config, Constraint, Knob, Space, blocks
+from kernels.space import Config, Constraint, Knob, Space
 from kernels.te import product as packing
 from kernels.te.avx import pointwise, product
 from kernels.te.llvm import depthwise
@@ -30,7 +32,7 @@ from kernels.te.llvm.code import isa_of
 from kernels.te.llvm.image import calls
 from kernels.te.llvm.script import parallel
 from kernels.te.tile import divisors, spread
-from kernels.workload import ITEM_BYTES, Separable, Workload
+from kernels.workload import ITEM_BYTES, Pointwise, Separable, Workload
 from targets.target import Target
 
 TASK = """
@@ -53,17 +55,30 @@ def supports(workload: Workload, target: Target) -> bool:
 
 def space(workload: Separable, target: Target) -> Space:
     """Tiles of both parts; what a task makes between them takes at most half of L2."""
+    factor = workload.pointwise
+    return in_tasks(workload, factor, target, *product.knobs(factor, target))
+
+
+def in_tasks(
+    workload: Separable,
+    factor: Pointwise,
+    target: Target,
+    knobs: Sequence[Knob],
+    constraints: Sequence[Constraint],
+) -> Space:
+    """The space of these knobs of the product's tiles and those of tasks and depthwise part.
+
+    factor  what is multiplied at once: its channels are shared by PARTS
+    """
     Ho, row = workload.Ho, workload.Wo * workload.C * ITEM_BYTES[workload.dtype]
     fitting = [rows for rows in divisors(Ho) if 2 * rows * row <= target.cpu.l2_bytes] or [1]
     rows = spread(fitting, MOST_ROWS)
     high = tuple(count for count in divisors(Ho) if count <= HIGHEST)
     _, wide, _ = depthwise.space(workload.depthwise, target).knobs
-    knobs, constraints = product.knobs(workload.pointwise, target)
-    parts = product.parts(workload.pointwise)
     return Space(
         knobs=(
             Knob("ROWS", rows, rows[len(rows) // 2]),
-            Knob("PARTS", parts, 1),
+            Knob("PARTS", product.parts(factor), 1),
             Knob("BLOCK_HO", high, 1),
             Knob("BLOCK_WO", wide.choices[-2:], wide.choices[-1]),
             *knobs,
@@ -75,19 +90,39 @@ def space(workload: Separable, target: Target) -> Space:
                 "code fits its cache",
                 lambda c: int(c["BLOCK_HO"]) * int(c["BLOCK_WO"]) <= depthwise.MOST_OUTPUTS,
             ),
-            product.whole_parts(workload.pointwise),
+            product.whole_parts(factor),
         ),
     )
 
 
 def lower(workload: Separable, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, dw_wt, dw_bias, wt, bias, y)."""
+    codes: dict[str, str] = {}
+    multiply = partial(product.calls, workload.pointwise, config, target, codes)
+    shapes = product.shapes(workload.pointwise, config)
+    return scheduled(workload, config, target, codes, multiply, shapes)
+
+
+def scheduled(
+    workload: Separable,
+    config: Config,
+    target: Target,
+    codes: dict[str, str],
+    multiply: Callable[..., str],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    buffer: str = "",
+) -> IRModule:
+    """That function, whose tasks multiply by such calls.
+
+    shapes  of wt and bias
+    buffer  a statement: what the calls need of their own
+    """
     C, Co, Ho, Wo, image = workload.C, workload.Co, workload.Ho, workload.Wo, workload.depthwise
-    lanes, columns = isa_of(target).lanes(workload.dtype), int(config["BLOCK_CO"])
+    lanes = isa_of(target).lanes(workload.dtype)
     rows, tile = int(config["ROWS"]), (int(config["BLOCK_HO"]), int(config["BLOCK_WO"]))
     heights, pixels, parts = rows // tile[0], rows * Wo, int(config["PARTS"])
     pixel_of_z = f"(({{row}} - vh * {rows}) * {Wo} + {{column}})"
-    codes: dict[str, str] = {}
     first = calls(
         image,
         lambda vertical, horizontal: depthwise.tile(image, target, vertical, horizontal),
@@ -105,11 +140,7 @@ def lower(workload: Separable, config: Config, target: Target) -> IRModule:
         f"(vh + 1) * {rows * workload.stride} + {workload.K - workload.stride - workload.pad[0]}"
     )
     row_of_x = f"(vn * {workload.Hi} + T.min({start}, {workload.Hi - below})) * {workload.Wi * C}"
-    second = product.calls(
-        workload.pointwise,
-        config,
-        target,
-        codes,
+    second = multiply(
         pixels=pixels,
         first=f"(vn * {Ho // rows} + vh) * {pixels}",
         parts=parts,
@@ -126,19 +157,17 @@ def lower(workload: Separable, config: Config, target: Target) -> IRModule:
         depthwise=indent(first, " " * 4),
         pointwise=second,
     )
-    B = blocks(Co, columns)
     return parallel(
         {
             "x": workload.x_shape,
             "dw_wt": (workload.K**2, C),
             "dw_bias": (C,),
-            "wt": (B, C, columns),
-            "bias": (B, columns),
+            **shapes,
             "y": (workload.N * Ho * Wo, Co),
         },
         workload.dtype,
         {"vn": ("n", workload.N), "vh": ("chunk", Ho // rows), "vp": ("part", parts)},
-        task,
+        buffer + task,
         codes,
     )
 

@@ -49,7 +49,7 @@ class Code:
 
     def __init__(self, isa: Isa, dtype: str) -> None:
         self._isa = isa
-        self._element, suffix, self._align = ELEMENTS[dtype]
+        self._element, suffix, self.item_bytes = ELEMENTS[dtype]
         self.lanes = isa.lanes(dtype)
         self.vector = f"<{self.lanes} x {self._element}>"
         self._suffix = f"v{self.lanes}{suffix}"
@@ -72,7 +72,9 @@ class Code:
         while len(loaded) < vectors:
             group = min(self._isa.group, vectors - len(loaded))
             if group == 1:
-                loaded.append(self.let(f"load {self.vector}, ptr {pointer}, align {self._align}"))
+                loaded.append(
+                    self.let(f"load {self.vector}, ptr {pointer}, align {self.item_bytes}")
+                )
             else:
                 all_of = self._struct([self.vector] * group)
                 name = f"@llvm.aarch64.neon.ld1x{group}.{self._suffix}.p0"
@@ -85,11 +87,11 @@ class Code:
     def load_at(self, pointer: str, elements: int) -> str:
         """The vector that begins so many elements further on."""
         address = self.behind(pointer, elements)
-        return self.let(f"load {self.vector}, ptr {address}, align {self._align}")
+        return self.let(f"load {self.vector}, ptr {address}, align {self.item_bytes}")
 
     def hidden(self, elements: int) -> str:
         """The bytes of so many elements in a register, a number that LLVM does not know."""
-        return self.let(f'call i64 asm "", "=r,0"(i64 {elements * self._align})')
+        return self.let(f'call i64 asm "", "=r,0"(i64 {elements * self.item_bytes})')
 
     def prefetch(self, pointer: str) -> None:
         """Ask for the cache line that it points to, in L2."""
@@ -115,7 +117,7 @@ class Code:
     def broadcast(self, pointer: str, elements: int) -> str:
         """The one value so many elements further on, in all lanes."""
         address = self.behind(pointer, elements)
-        value = self.let(f"load {self._element}, ptr {address}, align {self._align}")
+        value = self.let(f"load {self._element}, ptr {address}, align {self.item_bytes}")
         one = self.let(f"insertelement {self.vector} poison, {self._element} {value}, i32 0")
         return self.lane(one, 0)
 
@@ -129,6 +131,12 @@ class Code:
         values = ", ".join(f"{self.vector} {value}" for value in (one, other, added))
         return self.let(f"call {self.vector} @llvm.fma.{self._suffix}({values})")
 
+    def add(self, one: str, other: str) -> str:
+        return self.let(f"fadd {self.vector} {one}, {other}")
+
+    def subtract(self, one: str, other: str) -> str:
+        return self.let(f"fsub {self.vector} {one}, {other}")
+
     def activate(self, value: str, activation: str) -> str:
         """`value` after the activation."""
         for name, limit in {"none": (), "relu": (ZERO,), "relu6": (ZERO, SIX)}[activation]:
@@ -138,7 +146,7 @@ class Code:
         return value
 
     def store(self, value: str, pointer: str) -> None:
-        self.lines.append(f"store {self.vector} {value}, ptr {pointer}, align {self._align}")
+        self.lines.append(f"store {self.vector} {value}, ptr {pointer}, align {self.item_bytes}")
 
     def loop(
         self,
@@ -148,23 +156,8 @@ class Code:
         turn: Sequence[str],
         after: Sequence[str],
     ) -> None:
-        """Be a loop, and what comes before and after it; the first phi counts down, `%left` left.
-
-        phis  kind, name, value at first, value after a turn
-        """
-        self.lines = [
-            "start:",
-            *before,
-            "br label %loop",
-            "loop:",
-            *(f"{now} = phi {kind} [ {a}, %start ], [ {b}, %loop ]" for kind, now, a, b in phis),
-            *turn,
-            f"%left = sub i32 {phis[0][1]}, 1",
-            "%more = icmp ne i32 %left, 0",
-            "br i1 %more, label %loop, label %end",
-            "end:",
-            *after,
-        ]
+        """Be a loop, as `looped` says, and what comes before and after it."""
+        self.lines = ["start:", *before, *looped(phis, turn), *after]
 
     def function(self, parameters: Sequence[str]) -> tuple[str, str]:
         """Name and code of a function, made a part of its caller, which returns 0.
@@ -199,6 +192,34 @@ class Code:
 
     def _parts(self, all_of: str, value: str, number: int) -> list[str]:
         return [self.let(f"extractvalue {all_of} {value}, {i}") for i in range(number)]
+
+
+def looped(
+    phis: Sequence[tuple[str, str, str, str]],
+    turn: Sequence[str],
+    *,
+    number: str = "",
+    behind: str = "start",
+) -> list[str]:
+    """Lines of a loop, and the label that it ends with, `end` and its number.
+
+    phis    kind, name, value at first, value after a turn; the first counts down, `%left` left
+    number  tells one loop of several
+    behind  label of what comes before it
+    """
+    return [
+        f"br label %loop{number}",
+        f"loop{number}:",
+        *(
+            f"{now} = phi {kind} [ {a}, %{behind} ], [ {b}, %loop{number} ]"
+            for kind, now, a, b in phis
+        ),
+        *turn,
+        f"%left{number} = sub i32 {phis[0][1]}, 1",
+        f"%more{number} = icmp ne i32 %left{number}, 0",
+        f"br i1 %more{number}, label %loop{number}, label %end{number}",
+        f"end{number}:",
+    ]
 
 
 def isa_of(target: Target) -> Isa:

@@ -1,0 +1,52 @@
+"""Pointwise convolution, NHWC, x86: the matrix product, an eighth of its multiply-adds saved.
+
+Maths   y[p,co] = act(bias[co] + sum_ci x[p,ci] * wt[ci,co]), p a pixel of the batch
+Shapes  x (P,Ci)  y (P,Co)  wt, bias as `kernels.te.avx.strassen` packs them
+Types   float32.
+Tiling  That of `kernels.te.avx.strassen`. A task has CHUNK rows of register tiles, two by two, and
+        one of PARTS of the output channels of either half; each part makes the sums of pixels anew.
+Limits  Ci and Co are two whole vectors or a multiple of them; two pixels or more.
+Source  that of `kernels.te.avx.strassen`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tvm.ir import IRModule
+
+from kernels.reference import Array
+from kernels.space import Config, Space
+from kernels.te.avx import pointwise, strassen
+from kernels.workload import Pointwise, Workload
+from targets.target import Target
+
+
+def supports(workload: Workload, target: Target) -> bool:
+    return (
+        isinstance(workload, Pointwise)
+        and pointwise.supports(workload, target)
+        and strassen.supports(workload, target)
+        and workload.pixels > 1
+    )
+
+
+def space(workload: Pointwise, target: Target) -> Space:
+    """Register tiles, and how many of them a task has, an even number."""
+    knobs, constraints = strassen.knobs(workload, target)
+    factor = strassen.halves(workload)
+    return pointwise.in_tasks(workload, factor, knobs, constraints, together=2)
+
+
+def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
+    """The scheduled function main(x, wt, bias, y)."""
+    codes: dict[str, str] = {}
+    calls = partial(strassen.calls, workload, config, target, codes)
+    shapes = strassen.shapes(workload, config)
+    buffer = strassen.buffer(workload, config, int(config["CHUNK"]) * int(config["BLOCK_P"]))
+    return pointwise.scheduled(workload, config, codes, calls, shapes, buffer=buffer)
+
+
+def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
+    """wt (Ci,Co) and bias (Co,) as `kernels.te.avx.strassen` reads them."""
+    return strassen.packed(workload, config, *weights)

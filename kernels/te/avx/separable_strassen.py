@@ -1,0 +1,63 @@
+"""Depthwise and pointwise convolution in one kernel, an eighth of the latter's multiply-adds saved.
+
+Maths   z[n,ho,wo,c] = act(dw_bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*stride+kw-left, c]
+                                                    * dw_wt[kh,kw,c])
+        y[n,ho,wo,co] = act(bias[co] + sum_c z[n,ho,wo,c] * wt[c,co])
+        x outside the image reads as 0.
+Shapes  x (N,Hi,Wi,C)  dw_wt (K*K,C)  dw_bias (C,)  y (N*Ho*Wo,Co)
+        wt, bias as `kernels.te.avx.strassen` packs them
+Types   float32.
+Tiling  That of `kernels.te.avx.separable`, whose product is the one of `kernels.te.avx.strassen`:
+        beside z a task has the sums of its pixels, which are as large.
+Limits  C and Co are two whole vectors or a multiple of them, K at most 3,
+        Wo at least 2.
+Source  own; for the product that of `kernels.te.avx.strassen`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tvm.ir import IRModule
+
+from kernels.reference import Array
+from kernels.space import Config, Space
+from kernels.te.avx import separable, strassen
+from kernels.te.llvm import depthwise
+from kernels.workload import Separable, Workload
+from targets.target import Target
+
+
+def supports(workload: Workload, target: Target) -> bool:
+    return (
+        isinstance(workload, Separable)
+        and separable.supports(workload, target)
+        and strassen.supports(workload.pointwise, target)
+        and workload.Wo > 1
+    )
+
+
+def space(workload: Separable, target: Target) -> Space:
+    """Tiles of both parts."""
+    knobs, constraints = strassen.knobs(workload.pointwise, target)
+    factor = strassen.halves(workload.pointwise)
+    return separable.in_tasks(workload, factor, target, knobs, constraints)
+
+
+def lower(workload: Separable, config: Config, target: Target) -> IRModule:
+    """The scheduled function main(x, dw_wt, dw_bias, wt, bias, y)."""
+    codes: dict[str, str] = {}
+    pointwise = workload.pointwise
+    multiply = partial(strassen.calls, pointwise, config, target, codes)
+    shapes = strassen.shapes(pointwise, config)
+    buffer = strassen.buffer(pointwise, config, int(config["ROWS"]) * workload.Wo)
+    return separable.scheduled(workload, config, target, codes, multiply, shapes, buffer=buffer)
+
+
+def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
+    """dw_wt (K,K,C) -> (K*K,C); wt (C,Co), bias (Co,) as `kernels.te.avx.strassen` reads them."""
+    dw_wt, dw_bias, wt, bias = weights
+    return (
+        *depthwise.pack(workload.depthwise, config, (dw_wt, dw_bias)),
+        *strassen.packed(workload.pointwise, config, wt, bias),
+    )
