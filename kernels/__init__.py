@@ -10,6 +10,10 @@ A kernel is one way to compute a kind of workload: a module with four functions.
     pack(workload, config, weights) -> weights
         from the canonical layouts, filters in the workload's dtype and biases in float32, to the
         layouts and dtypes that this config wants
+
+One that computes with fewer operations than the workload's sums have says with how many:
+
+    flops(workload) -> int
 """
 
 from __future__ import annotations
@@ -82,6 +86,14 @@ def kernel(name: str) -> Kernel:
         )
     module: Any = import_module(KERNELS[name])
     return module  # type: ignore[no-any-return]
+
+
+def least_flops(name: str, workload: Workload) -> int:
+    """Operations without which the kernel cannot compute `workload`; a multiply-add is two."""
+    from kernels.workload import flops
+
+    fewer: Any = getattr(kernel(name), "flops", flops)
+    return fewer(workload)  # type: ignore[no-any-return]
 
 
 def kernels_for(workload: Workload, target: Target) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kernels import KERNELS, kernel, kernels_for
+from kernels import KERNELS, kernel, kernels_for, least_flops
 from kernels.space import Config, Space
 from kernels.workload import Separable, Workload, flops, separables
 from tune import database
@@ -178,7 +178,7 @@ def chosen(
             if apart_s == math.inf and all(parts):
                 continue  # until it is known what it has to beat
             rivals.append(apart_s)
-        floor_s = flops(workload) / peak_flops
+        floor_s = least_flops(search.kernel, workload) / peak_flops
         gain = expected_gain(search.history, space_size=search.size, floor_s=floor_s)
         tasks.append(
             Task(

@@ -50,3 +50,8 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
 def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
     """wt (Ci,Co) and bias (Co,) as `kernels.te.avx.strassen` reads them."""
     return strassen.packed(workload, config, *weights)
+
+
+def flops(workload: Pointwise) -> int:
+    """Operations of the products."""
+    return 2 * workload.macs - strassen.saved(workload)

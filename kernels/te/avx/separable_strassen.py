@@ -61,3 +61,8 @@ def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tup
         *depthwise.pack(workload.depthwise, config, (dw_wt, dw_bias)),
         *strassen.packed(workload.pointwise, config, wt, bias),
     )
+
+
+def flops(workload: Separable) -> int:
+    """Operations of the products and of the depthwise part."""
+    return 2 * workload.macs - strassen.saved(workload.pointwise)

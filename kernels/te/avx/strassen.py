@@ -60,6 +60,11 @@ def halves(workload: Pointwise) -> Pointwise:
     return replace(workload, N=1, H=1, W=pixels, Ci=workload.Ci // 2, Co=workload.Co // 2)
 
 
+def saved(workload: Pointwise) -> int:
+    """Operations that the sums have, and this product has not."""
+    return 2 * workload.macs * (8 - PRODUCTS) // 8
+
+
 def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[Constraint, ...]]:
     """Those of one of the products."""
     return product.knobs(halves(workload), target)
