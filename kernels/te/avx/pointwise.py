@@ -63,7 +63,7 @@ def in_tasks(
     """The space of these knobs of tiles and CHUNK and PARTS.
 
     factor    what is multiplied at once: its channels are shared by PARTS
-    together  tiles of pixels that no task parts, none of which may be empty
+    together  tiles of pixels that no task parts, each of which has one
     """
     tall, wide, *_ = knobs
     tiles = {rows: blocks(workload.pixels, int(rows) * together) for rows in tall.choices}
@@ -118,12 +118,12 @@ def scheduled(
     calls: Callable[..., str],
     shapes: Mapping[str, Sequence[int]],
     *,
-    buffer: str = "",
+    buffers: str = "",
 ) -> IRModule:
     """That function, whose tasks are made of such calls.
 
-    shapes  of wt and bias
-    buffer  a statement: what the calls need of their own
+    shapes   of wt and bias
+    buffers  statements: what the calls need of their own
     """
     P, parts = workload.pixels, int(config["PARTS"])
     pixels = int(config["CHUNK"]) * int(config["BLOCK_P"])
@@ -148,7 +148,7 @@ def scheduled(
         {"x": (P, workload.Ci), **shapes, "y": (P, workload.Co)},
         workload.dtype,
         {"vh": ("chunk", last + 1), "vp": ("part", parts)},
-        buffer + TASK.format(last=last, whole=whole, rest=rest),
+        buffers + TASK.format(last=last, whole=whole, rest=rest),
         codes,
     )
 

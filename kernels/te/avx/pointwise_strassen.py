@@ -1,10 +1,10 @@
-"""Pointwise convolution, NHWC, x86: the matrix product, an eighth of its multiply-adds saved.
+"""Pointwise convolution, NHWC, x86: the matrix product, with fewer multiply-adds than it has.
 
 Maths   y[p,co] = act(bias[co] + sum_ci x[p,ci] * wt[ci,co]), p a pixel of the batch
 Shapes  x (P,Ci)  y (P,Co)  wt, bias as `kernels.te.avx.strassen` packs them
 Types   float32.
-Tiling  That of `kernels.te.avx.strassen`. A task has CHUNK rows of register tiles, two by two, and
-        one of PARTS of the output channels of either half; each part makes the sums of pixels anew.
+Tiling  That of `kernels.te.avx.strassen`. A task has CHUNK rows of register tiles, whole ones of
+        it, and one of PARTS of each part of the output channels; each makes the sums of pixels.
 Limits  Ci and Co are two whole vectors or a multiple of them; two pixels or more.
 Source  that of `kernels.te.avx.strassen`.
 """
@@ -18,6 +18,7 @@ from tvm.ir import IRModule
 from kernels.reference import Array
 from kernels.space import Config, Space
 from kernels.te.avx import pointwise, strassen
+from kernels.te.strassen import flops as flops_of_products
 from kernels.workload import Pointwise, Workload
 from targets.target import Target
 
@@ -27,15 +28,13 @@ def supports(workload: Workload, target: Target) -> bool:
         isinstance(workload, Pointwise)
         and pointwise.supports(workload, target)
         and strassen.supports(workload, target)
-        and workload.pixels > 1
     )
 
 
 def space(workload: Pointwise, target: Target) -> Space:
-    """Register tiles, and how many of them a task has, an even number."""
-    knobs, constraints = strassen.knobs(workload, target)
-    factor = strassen.halves(workload)
-    return pointwise.in_tasks(workload, factor, knobs, constraints, together=2)
+    """Register tiles, how often all is halved, and how many tiles a task has."""
+    least, together = strassen.smallest(workload, target), strassen.tiles(workload, target)
+    return pointwise.in_tasks(workload, least, *strassen.knobs(workload, target), together=together)
 
 
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
@@ -43,8 +42,9 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     codes: dict[str, str] = {}
     calls = partial(strassen.calls, workload, config, target, codes)
     shapes = strassen.shapes(workload, config)
-    buffer = strassen.buffer(workload, config, int(config["CHUNK"]) * int(config["BLOCK_P"]))
-    return pointwise.scheduled(workload, config, codes, calls, shapes, buffer=buffer)
+    pixels = int(config["CHUNK"]) * int(config["BLOCK_P"])
+    buffers = strassen.buffers(workload, config, pixels)
+    return pointwise.scheduled(workload, config, codes, calls, shapes, buffers=buffers)
 
 
 def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -53,5 +53,5 @@ def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tup
 
 
 def flops(workload: Pointwise) -> int:
-    """Operations of the products."""
-    return 2 * workload.macs - strassen.saved(workload)
+    """Operations of the products, where all is halved most often."""
+    return flops_of_products(workload)

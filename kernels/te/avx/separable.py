@@ -111,12 +111,12 @@ def scheduled(
     multiply: Callable[..., str],
     shapes: Mapping[str, Sequence[int]],
     *,
-    buffer: str = "",
+    buffers: str = "",
 ) -> IRModule:
     """That function, whose tasks multiply by such calls.
 
-    shapes  of wt and bias
-    buffer  a statement: what the calls need of their own
+    shapes   of wt and bias
+    buffers  statements: what the calls need of their own
     """
     C, Co, Ho, Wo, image = workload.C, workload.Co, workload.Ho, workload.Wo, workload.depthwise
     lanes = isa_of(target).lanes(workload.dtype)
@@ -167,7 +167,7 @@ def scheduled(
         },
         workload.dtype,
         {"vn": ("n", workload.N), "vh": ("chunk", Ho // rows), "vp": ("part", parts)},
-        buffer + task,
+        buffers + task,
         codes,
     )
 

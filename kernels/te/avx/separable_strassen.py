@@ -1,4 +1,4 @@
-"""Depthwise and pointwise convolution in one kernel, an eighth of the latter's multiply-adds saved.
+"""Depthwise and pointwise convolution in one kernel, with fewer multiply-adds than they have.
 
 Maths   z[n,ho,wo,c] = act(dw_bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*stride+kw-left, c]
                                                     * dw_wt[kh,kw,c])
@@ -8,9 +8,9 @@ Shapes  x (N,Hi,Wi,C)  dw_wt (K*K,C)  dw_bias (C,)  y (N*Ho*Wo,Co)
         wt, bias as `kernels.te.avx.strassen` packs them
 Types   float32.
 Tiling  That of `kernels.te.avx.separable`, whose product is the one of `kernels.te.avx.strassen`:
-        beside z a task has the sums of its pixels, which are as large.
+        beside z a task has the sums of its pixels.
 Limits  C and Co are two whole vectors or a multiple of them, K at most 3,
-        Wo at least 2.
+        Wo at least 2, or 4 where both are four whole vectors or a multiple of them.
 Source  own; for the product that of `kernels.te.avx.strassen`.
 """
 
@@ -24,6 +24,7 @@ from kernels.reference import Array
 from kernels.space import Config, Space
 from kernels.te.avx import separable, strassen
 from kernels.te.llvm import depthwise
+from kernels.te.strassen import flops as flops_of_products
 from kernels.workload import Separable, Workload
 from targets.target import Target
 
@@ -33,15 +34,14 @@ def supports(workload: Workload, target: Target) -> bool:
         isinstance(workload, Separable)
         and separable.supports(workload, target)
         and strassen.supports(workload.pointwise, target)
-        and workload.Wo > 1
+        and workload.Wo >= strassen.tiles(workload.pointwise, target)
     )
 
 
 def space(workload: Separable, target: Target) -> Space:
-    """Tiles of both parts."""
-    knobs, constraints = strassen.knobs(workload.pointwise, target)
-    factor = strassen.halves(workload.pointwise)
-    return separable.in_tasks(workload, factor, target, knobs, constraints)
+    """Tiles of both parts, and how often the product is halved."""
+    least = strassen.smallest(workload.pointwise, target)
+    return separable.in_tasks(workload, least, target, *strassen.knobs(workload.pointwise, target))
 
 
 def lower(workload: Separable, config: Config, target: Target) -> IRModule:
@@ -50,8 +50,8 @@ def lower(workload: Separable, config: Config, target: Target) -> IRModule:
     pointwise = workload.pointwise
     multiply = partial(strassen.calls, pointwise, config, target, codes)
     shapes = strassen.shapes(pointwise, config)
-    buffer = strassen.buffer(pointwise, config, int(config["ROWS"]) * workload.Wo)
-    return separable.scheduled(workload, config, target, codes, multiply, shapes, buffer=buffer)
+    buffers = strassen.buffers(pointwise, config, int(config["ROWS"]) * workload.Wo)
+    return separable.scheduled(workload, config, target, codes, multiply, shapes, buffers=buffers)
 
 
 def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -64,5 +64,6 @@ def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tup
 
 
 def flops(workload: Separable) -> int:
-    """Operations of the products and of the depthwise part."""
-    return 2 * workload.macs - strassen.saved(workload.pointwise)
+    """Operations of the depthwise part and of the products, all halved most often."""
+    apart = 2 * workload.depthwise.macs
+    return apart + flops_of_products(workload.pointwise)

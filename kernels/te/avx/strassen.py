@@ -1,34 +1,20 @@
-"""The product of pixels and weights in seven products of halves instead of eight, x86.
+"""The product of pixels and packed weights as `kernels.te.strassen` has it, x86.
 
-Maths   Pixels, their channels and the channels of the output are cut in two,
-            x = (x11 x12)  wt = (wt11 wt12)  y = (y11 y12)
-                (x21 x22)       (wt21 wt22)      (y21 y22)
-        and with these sums, the left ones of pixels, the right ones of weights, packed with them,
-            s1 = x21 + x22   t1 = wt12 - wt11
-            s2 = s1 - x11    t2 = wt22 - t1
-            s3 = x11 - x21   t3 = wt22 - wt12
-            s4 = x12 - s2    t4 = t2 - wt21
-        each sum of products goes on where one before it left off:
-            p = x11 wt11          y11 = p + x12 wt21
-            u = p + s2 t2         v   = u + s3 t3     y21 = v - x22 t4
-            w = s1 t1             y22 = v + w         y12 = u + w + s4 wt22
-Tiling  A tile is two of `kernels.te.avx.product` of pixels, one above the other, and two of
-        channels, half of all apart: seven loops, each over half of the channels of the input. What
-        waits for a later loop, p and then u, and v, waits in y, where y12 and y22 will be. The sums
-        of pixels are made first, for all tiles of a task. Of an odd number of pixels the last one
-        above has none below it: s1 to s4 see its neighbour's there, and nothing of it is left in y.
-Types   float32. Sums of both signs round more: an error is about twice that of one sum over all
-        channels, and within `kernels.tolerance` like that.
-Limits  Ci and Co are two whole vectors or a multiple of them; two pixels a task or more.
-Source  Strassen, "Gaussian Elimination is not Optimal", 1969, as written by Winograd, 1971; for
-        the sums that are made beside a product in registers Huang, Smith, Henry and van de Geijn,
-        "Strassen's Algorithm Reloaded", 2016.
+Tiling  A tile is 2**LEVELS by as many of `kernels.te.avx.product`, with as many parts of all
+        channels of the output between one and the next: a loop for each product, over a part of the
+        channels of the input. Sums stay in registers from one to the next where they can; what
+        waits is in a buffer of the task's own, u. The sums of pixels are made first, for all tiles
+        of a task, s. Tiles are as high as can be alike: a pixel that has none below it in the next
+        tile sees that one's last, and nothing of it is left in y.
+Limits  Ci and Co are 2**LEVELS whole vectors, or a multiple of them, and a task has as many pixels.
+Source  own; for sums that are made beside a product in registers Huang, Smith, Henry and van de
+        Geijn, "Strassen's Algorithm Reloaded", 2016.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -38,66 +24,88 @@ from kernels.te import product as packing
 from kernels.te.avx import product
 from kernels.te.avx.product import Cells, Operands, Run
 from kernels.te.llvm.code import Code, isa_of
+from kernels.te.strassen import (
+    PRODUCTS,
+    STEPS,
+    End,
+    Place,
+    halved,
+    levels_of,
+    pixels_of,
+    sums,
+    waiting,
+    waiting_tiles,
+    weights_of,
+    worthwhile,
+)
 from kernels.workload import Pointwise
 from targets.target import Target
 
-PRODUCTS, SUMS = 7, 4
 MAKE_SUMS = """
 for t in range({start}, {stop}):
     T.evaluate(T.call_extern("int32", "{name}", {s}, {x}))
 """
+BUFFERS = """
+s = T.sblock_alloc_buffer(({sums},), "{dtype}")
+u = T.sblock_alloc_buffer(({waiting},), "{dtype}")
+"""
 
 
 def supports(workload: Pointwise, target: Target) -> bool:
-    """Whether its halves are whole vectors, on such a machine."""
-    lanes = isa_of(target).lanes(workload.dtype)
-    return all(size % (2 * lanes) == 0 for size in (workload.Ci, workload.Co))
+    return bool(_levels(workload, target))
 
 
-def halves(workload: Pointwise) -> Pointwise:
-    """One of the products."""
-    pixels = blocks(workload.pixels, 2)
-    return replace(workload, N=1, H=1, W=pixels, Ci=workload.Ci // 2, Co=workload.Co // 2)
+def smallest(workload: Pointwise, target: Target) -> Pointwise:
+    """A product of the most levels, whose tiles and parts all levels share."""
+    return halved(workload, _levels(workload, target)[-1])
 
 
-def saved(workload: Pointwise) -> int:
-    """Operations that the sums have, and this product has not."""
-    return 2 * workload.macs * (8 - PRODUCTS) // 8
+def tiles(workload: Pointwise, target: Target) -> int:
+    """How many, one above the other, no task may part."""
+    return 1 << _levels(workload, target)[-1]
 
 
 def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[Constraint, ...]]:
-    """Those of one of the products."""
-    return product.knobs(halves(workload), target)
+    """The knobs of the smallest product, and LEVELS."""
+    least, levels = smallest(workload, target), _levels(workload, target)
+    common, constraints = product.knobs(least, target)
+    low = Constraint("no low tiles", lambda c: int(c["BLOCK_P"]) > 1 or least.pixels == 1)
+    return (
+        (*common, Knob("LEVELS", levels, worthwhile(workload, levels))),
+        (*constraints, low),
+    )
+
+
+def _levels(workload: Pointwise, target: Target) -> tuple[int, ...]:
+    return levels_of(workload, isa_of(target).lanes(workload.dtype))
 
 
 def shapes(workload: Pointwise, config: Config) -> dict[str, tuple[int, ...]]:
-    """Of wt, the products' rows in their order, and of bias, that of both halves of y."""
-    columns, half = int(config["BLOCK_CO"]), halves(workload)
-    B = blocks(half.Co, columns)
-    return {"wt": (B, PRODUCTS * half.Ci, columns), "bias": (B, 2 * columns)}
+    """Of wt, the products' rows in their order, and of bias, that of all parts of y."""
+    levels, columns = int(config["LEVELS"]), int(config["BLOCK_CO"])
+    part = halved(workload, levels)
+    B = blocks(part.Co, columns)
+    return {"wt": (B, PRODUCTS**levels * part.Ci, columns), "bias": (B, columns << levels)}
 
 
 def packed(workload: Pointwise, config: Config, wt: Array, bias: Array) -> tuple[Array, Array]:
-    """wt (Ci,Co) and bias (Co,) in these shapes, channels of each half padded with zeros."""
-    half = halves(workload)
-    (wt11, wt12), (wt21, wt22) = (
-        np.split(rows, 2, axis=1) for rows in np.split(wt.astype(np.float64), 2)
+    """wt (Ci,Co) and bias (Co,) in these shapes, channels of each part padded with zeros."""
+    levels = int(config["LEVELS"])
+    part, biases = halved(workload, levels), np.split(bias, 1 << levels)
+    factors = [one.astype(workload.dtype) for one in weights_of(wt.astype(np.float64), levels)]
+    rows = [packing.packed(part, config, factor, biases[0])[0] for factor in factors]
+    joined = [packing.packed(part, config, factors[0], one)[1] for one in biases]
+    return np.concatenate(rows, axis=1), np.concatenate(joined, axis=1)
+
+
+def buffers(workload: Pointwise, config: Config, pixels: int) -> str:
+    """Statements: room for the sums of so many pixels, and for what waits."""
+    levels, tall = int(config["LEVELS"]), int(config["BLOCK_P"])
+    return BUFFERS.format(
+        sums=blocks(pixels, tall << levels) * _sums_size(workload, config),
+        waiting=waiting_tiles(levels) * tall * int(config["BLOCK_CO"]),
+        dtype=workload.dtype,
     )
-    t1 = wt12 - wt11
-    t2 = wt22 - t1
-    factors = (wt11, wt21, t2, wt22 - wt12, wt21 - t2, t1, wt22)
-    left, right = np.split(bias, 2)
-    blocked = [packing.packed(half, config, factor, left)[0] for factor in factors]
-    biases = [packing.packed(half, config, wt11, part)[1] for part in (left, right)]
-    joined = np.concatenate(blocked, axis=1).astype(workload.dtype)
-    return joined, np.concatenate(biases, axis=1)
-
-
-def buffer(workload: Pointwise, config: Config, pixels: int) -> str:
-    """A statement: room for the sums of so many pixels, `s`."""
-    tall = int(config["BLOCK_P"])
-    size = blocks(pixels, 2 * tall) * SUMS * tall * halves(workload).Ci
-    return f's = T.sblock_alloc_buffer(({size},), "{workload.dtype}")'
 
 
 def calls(
@@ -115,55 +123,65 @@ def calls(
     amount: int,
 ) -> str:
     """Statements as those of `product.calls`, and before them the ones that make the sums."""
-    tall, half = int(config["BLOCK_P"]), halves(workload)
-    down = product.evenly(pixels, blocks(pixels, 2 * tall))
-    s = f's.access_ptr("rw", offset={{tile}} * {SUMS * tall * half.Ci})'
+    levels = int(config["LEVELS"])
+    each = halved(workload, levels)
+    down = product.evenly(pixels, blocks(pixels, int(config["BLOCK_P"]) << levels))
+    s = f's.access_ptr("rw", offset={{tile}} * {_sums_size(workload, config)})'
     made = []
     for run in down:
-        name, codes[name] = _sums(workload, target, run)
+        name, codes[name] = _sums(workload, target, levels, run)
         where = {"s": s.format(tile="t"), "x": x.format(pixel=run.first)}
         made.append(MAKE_SUMS.strip().format(start=run.start, stop=run.stop, name=name, **where))
 
     def code(down: Run, across: Run, ahead: int) -> tuple[str, str]:
-        return _tile(workload, config, target, down, across, ahead)
+        return _Tile(workload, config, target, down, across, ahead).function()
 
     multiplied = product.tiled(
         config,
         codes,
         code,
         down=down,
-        channels=half.Co // parts,
-        depth=PRODUCTS * half.Ci,
+        channels=each.Co // parts,
+        depth=PRODUCTS**levels * each.Ci,
         first=first,
         part=part,
-        x=f"{x}, {s}",
+        x=f'{x}, {s}, u.access_ptr("rw")',
         following=following,
         amount=amount,
     )
     return "\n".join([*made, multiplied])
 
 
-def _above_and_below(pair: Run) -> tuple[int, int]:
-    """Pixels of both tiles."""
-    return blocks(pair.size, 2), pair.size // 2
+def _sums_size(workload: Pointwise, config: Config) -> int:
+    """Elements of the sums of a tile's pixels."""
+    levels = int(config["LEVELS"])
+    number = sum(one is not None for one in sums(levels))
+    return number * int(config["BLOCK_P"]) * (workload.Ci >> levels)
 
 
-def _sums(workload: Pointwise, target: Target, pair: Run) -> tuple[str, str]:
-    """Name and code of `int (s, x)`, which makes s2, s3, s1, s4 of a tile's pixels."""
-    code = Code(isa_of(target), workload.dtype)
-    Ci, half, (above, below) = workload.Ci, workload.Ci // 2, _above_and_below(pair)
-    for row in range(above):
-        other = above + min(row, below - 1)
-        x11, x12, x21, x22 = (
-            code.load_at("%x.now", pixel * Ci + channel)
-            for pixel in (row, other)
-            for channel in (0, half)
-        )
-        s1 = code.add(x21, x22)
-        s2 = code.subtract(s1, x11)
-        for number, value in enumerate((s2, code.subtract(x11, x21), s1, code.subtract(x12, s2))):
-            code.store(value, code.behind("%s.now", (number * above + row) * half))
-    phis = [("i32", "%turn", str(half // code.lanes), "%left")]
+def _heights(run: Run, levels: int) -> list[int]:
+    """Pixels of the tiles one above the other, the highest first."""
+    number = 1 << levels
+    return [blocks(run.size - tile, number) for tile in range(number)]
+
+
+def _sums(workload: Pointwise, target: Target, levels: int, run: Run) -> tuple[str, str]:
+    """Name and code of `int (s, x)`, which makes the sums of a tile's pixels, a matrix each."""
+    code, heights = Code(isa_of(target), workload.dtype), _heights(run, levels)
+    part, tops = workload.Ci >> levels, np.cumsum([0, *heights])
+    for row in range(heights[0]):
+        pixels = [
+            int(top) + min(row, height - 1) for top, height in zip(tops, heights, strict=False)
+        ]
+        square = [
+            [code.load_at("%x.now", pixel * workload.Ci + k * part) for k in range(1 << levels)]
+            for pixel in pixels
+        ]
+        made = pixels_of(square, code.add, code.subtract)
+        for value, number in zip(made, sums(levels), strict=True):
+            if number is not None:
+                code.store(value, code.behind("%s.now", (number * heights[0] + row) * part))
+    phis = [("i32", "%turn", str(part // code.lanes), "%left")]
     phis += [
         ("ptr", f"{name}.now", name, code.behind(f"{name}.now", code.lanes))
         for name in ("%x", "%s")
@@ -172,78 +190,146 @@ def _sums(workload: Pointwise, target: Target, pair: Run) -> tuple[str, str]:
     return code.function(("ptr %s", "ptr %x"))
 
 
-def _tile(
-    workload: Pointwise, config: Config, target: Target, pair: Run, across: Run, ahead: int
-) -> tuple[str, str]:
-    """Name and code of `int (y, x, s, wt, bias, next)`, which makes two tiles by two.
+Start = Callable[[Iterable[Place], Place], Cells]  # of cells of a tile
+Finish = Callable[[Cells, Place], None]
 
-    ahead  elements from `next` on that a turn asks for
+
+class _Tile:
+    """Makes the code of 2**levels by as many tiles of y; each is known by its row and column.
+
+    ahead  elements from `next` on that a turn of a loop asks for
     """
-    code = Code(isa_of(target), workload.dtype)
-    Ci, Co, half = workload.Ci, workload.Co, halves(workload)
-    columns, (above, below) = int(config["BLOCK_CO"]), _above_and_below(pair)
-    vectors = across.size // code.lanes
-    code.lines = ["start:"]
-    reads = Operands("%x", "%wt", "%next")
 
-    def multiplied(number: int, x: tuple[str, int, int], sums: Cells) -> Cells:
-        """The sums and product `number`, whose pixels begin and follow each other there."""
-        nonlocal reads
-        pointer, begin, stride = x
-        reads = reads._replace(x=code.behind(pointer, begin))
-        sums, reads = product.multiplied(
-            code,
-            sums,
-            reads,
-            stride=stride,
-            columns=columns,
-            channels=half.Ci,
-            unrolled=int(config["UNROLL_CI"]),
-            ahead=ahead,
-            number=str(number),
-            behind=f"end{number - 1}" if number else "start",
+    def __init__(
+        self,
+        workload: Pointwise,
+        config: Config,
+        target: Target,
+        run: Run,
+        across: Run,
+        ahead: int,
+    ) -> None:
+        self._code = Code(isa_of(target), workload.dtype)
+        self._workload, self._levels, self._ahead = workload, int(config["LEVELS"]), ahead
+        self._part, self._heights = halved(workload, self._levels), _heights(run, self._levels)
+        self._columns, self._unrolled = int(config["BLOCK_CO"]), int(config["UNROLL_CI"])
+        self._vectors = across.size // self._code.lanes
+        self._reads, self._product = Operands("%x", "%wt", "%next"), 0
+        self._pixels = self._where()
+
+    def function(self) -> tuple[str, str]:
+        """Name and code of `int (y, x, s, u, wt, bias, next)`."""
+        self._code.lines = ["start:"]
+        self._multiply(self._levels, (0, 0), None, [self._finish])
+        return self._code.function(
+            ("ptr %y", "ptr %x", "ptr %s", "ptr %u", "ptr %wt", "ptr %bias", "ptr %next")
         )
+
+    def _multiply(
+        self, level: int, first: Place, start: Start | None, finishes: Sequence[Finish]
+    ) -> None:
+        """Make 2**level by as many tiles from `first` on; what they start from is added."""
+        if level == 0:
+            cells = self._cells(first)
+            sums = start(cells, first) if start else dict.fromkeys(cells, "zeroinitializer")
+            sums = self._loop(sums)
+            for finish in finishes:
+                finish(sums, first)
+            return
+        size = 1 << (level - 1)
+        for step in STEPS:
+            self._multiply(
+                level - 1,
+                (first[0] + step.down * size, first[1]),
+                partial(self._waiting, level - 1, step.start) if step.start else None,
+                [partial(self._end, level - 1, first, start, finishes, end) for end in step.ends],
+            )
+
+    def _end(
+        self,
+        level: int,
+        first: Place,
+        start: Start | None,
+        finishes: Sequence[Finish],
+        end: End,
+        sums: Cells,
+        tile: Place,
+    ) -> None:
+        """Let the sums, of a tile of 2**level by as many, become what they shall."""
+        inside, size = tile, 1 << level
+        if not isinstance(end.becomes, str):
+            row, column = (
+                begin + part * size + at % size
+                for begin, part, at in zip(first, end.becomes, tile, strict=True)
+            )
+            tile = (row, column)
+            sums = {cell: sums[cell] for cell in self._cells(tile)}
+        if end.plus:
+            sums = self._plus(sums, self._waiting(level, end.plus, sums, inside))
+        if isinstance(end.becomes, str):
+            for cell, value in sums.items():
+                self._code.store(value, self._kept(level, end.becomes, cell, tile))
+            return
+        if start:
+            sums = self._plus(sums, start(sums, tile))
+        for finish in finishes:
+            finish(sums, tile)
+
+    def _loop(self, sums: Cells) -> Cells:
+        """The sums and the next product."""
+        number = self._product
+        begin, stride = self._pixels[number]
+        sums, self._reads = product.multiplied(
+            self._code,
+            sums,
+            self._reads._replace(x=self._code.behind(*begin)),
+            stride=stride,
+            columns=self._columns,
+            channels=self._part.Ci,
+            unrolled=self._unrolled,
+            ahead=self._ahead,
+            number=f".{number}.",
+            behind=f"end.{number - 1}." if number else "start",
+        )
+        self._product += 1
         return sums
 
-    def of_y(cell: tuple[int, int], down: int, right: int) -> str:
-        row, vector = cell
-        return code.behind("%y", (down * above + row) * Co + right * half.Co + vector * code.lanes)
-
-    def put(sums: Cells, down: int, right: int) -> None:
-        """Let them wait in this part of y."""
-        for cell, value in sums.items():
-            code.store(value, of_y(cell, down, right))
-
-    def waiting(cells: Iterable[tuple[int, int]], down: int, right: int) -> Cells:
-        return {cell: code.load_at(of_y(cell, down, right), 0) for cell in cells}
-
-    def finish(sums: Cells, down: int, right: int) -> None:
-        bias = [
-            code.load_at("%bias", right * columns + vector * code.lanes)
-            for vector in range(vectors)
+    def _where(self) -> list[tuple[tuple[str, int], int]]:
+        """Each product's pixels: where they begin, and elements from one to the next."""
+        Ci, part, size = self._workload.Ci, self._part.Ci, 1 << self._levels
+        tops = [sum(self._heights[:tile]) for tile in range(size)]
+        square = [[(("%x", top * Ci + k * part), Ci) for k in range(size)] for top in tops]
+        given = pixels_of(square, lambda one, other: None, lambda one, other: None)
+        return [
+            where if number is None else (("%s", number * self._heights[0] * part), part)
+            for where, number in zip(given, sums(self._levels), strict=True)
         ]
-        done = {
-            (row, vector): code.activate(code.add(value, bias[vector]), workload.activation)
-            for (row, vector), value in sums.items()
-        }
-        put(done, down, right)
 
-    upper = [(row, vector) for row in range(above) for vector in range(vectors)]
-    lower = [(row, vector) for row, vector in upper if row < below]
-    zeros = dict.fromkeys(upper, "zeroinitializer")
-    s2, s3, s1, s4 = (("%s", number * above * half.Ci, half.Ci) for number in range(SUMS))
+    def _cells(self, tile: Place) -> list[Place]:
+        """Rows and vectors of a tile."""
+        rows = range(self._heights[tile[0]])
+        return [(row, vector) for row in rows for vector in range(self._vectors)]
 
-    p = multiplied(0, ("%x", 0, Ci), zeros)
-    put(p, 0, 1)
-    finish(multiplied(1, ("%x", half.Ci, Ci), p), 0, 0)
-    u = multiplied(2, s2, waiting(upper, 0, 1))
-    put(u, 0, 1)
-    v = multiplied(3, s3, {cell: u[cell] for cell in lower})
-    put(v, 1, 1)
-    finish(multiplied(4, ("%x", above * Ci + half.Ci, Ci), v), 1, 0)
-    w = multiplied(5, s1, zeros)
-    v = waiting(lower, 1, 1)
-    finish({cell: code.add(v[cell], w[cell]) for cell in lower}, 1, 1)
-    u = waiting(upper, 0, 1)
-    finish(multiplied(6, s4, {cell: code.add(u[cell], w[cell]) for cell in upper}), 0, 1)
-    return code.function(("ptr %y", "ptr %x", "ptr %s", "ptr %wt", "ptr %bias", "ptr %next"))
+    def _kept(self, level: int, name: str, cell: Place, tile: Place) -> str:
+        """Where a cell of u or v waits."""
+        size = 1 << level
+        number = waiting(self._levels)[level, name] + tile[0] % size * size + tile[1] % size
+        row, vector = cell
+        row += number * self._heights[0]
+        return self._code.behind("%u", row * self._columns + vector * self._code.lanes)
+
+    def _waiting(self, level: int, name: str, cells: Iterable[Place], tile: Place) -> Cells:
+        return {cell: self._code.load_at(self._kept(level, name, cell, tile), 0) for cell in cells}
+
+    def _plus(self, sums: Cells, others: Cells) -> Cells:
+        return {cell: self._code.add(value, others[cell]) for cell, value in sums.items()}
+
+    def _finish(self, sums: Cells, tile: Place) -> None:
+        """Add the bias, and store a tile of y."""
+        code, (down, right) = self._code, tile
+        top, left = sum(self._heights[:down]), right * self._part.Co
+        for (row, vector), value in sums.items():
+            bias = code.load_at("%bias", right * self._columns + vector * code.lanes)
+            done = code.activate(code.add(value, bias), self._workload.activation)
+            at = (top + row) * self._workload.Co + left + vector * code.lanes
+            code.store(done, code.behind("%y", at))
