@@ -3,7 +3,7 @@
 Maths   Pixels, their channels and the channels of the output are cut in two,
             x = (x11 x12)  wt = (wt11 wt12)  y = (y11 y12)
                 (x21 x22)       (wt21 wt22)      (y21 y22)
-        and with these sums, the left ones of pixels, the right ones of weights, packed with them,
+        and with these sums, the left ones of pixels, the right ones of weights,
             s1 = x21 + x22   t1 = wt12 - wt11
             s2 = s1 - x11    t2 = wt22 - t1
             s3 = x11 - x21   t3 = wt22 - wt12
@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.reference import Array
 from kernels.space import blocks
 from kernels.workload import Pointwise
 
@@ -59,7 +58,7 @@ class Step(NamedTuple):
     ends: tuple[End, ...]
 
 
-# In the order of the formulas, and so are pixels and weights below.
+# In the order of the formulas, and so are the factors below.
 STEPS = (
     Step("", 0, (End("u"),)),
     Step("u", 0, (End((0, 0)),)),
@@ -72,50 +71,57 @@ STEPS = (
 PRODUCTS = len(STEPS)
 
 
-def pixels_of(
-    square: Sequence[Sequence[Any]], add: Callable[..., Any], subtract: Callable[..., Any]
+Combine = Callable[[Any, Any], Any]
+Side = Callable[[Sequence[Any], Combine, Combine], tuple[Any, ...]]
+
+
+def of_pixels(quarters: Sequence[Any], add: Combine, subtract: Combine) -> tuple[Any, ...]:
+    """Each product's left factor, of x11, x12, x21, x22."""
+    x11, x12, x21, x22 = quarters
+    s1 = add(x21, x22)
+    s2 = subtract(s1, x11)
+    return x11, x12, s2, subtract(x11, x21), x22, s1, subtract(x12, s2)
+
+
+def of_weights(quarters: Sequence[Any], add: Combine, subtract: Combine) -> tuple[Any, ...]:
+    """Each product's right factor, of wt11, wt12, wt21, wt22."""
+    wt11, wt12, wt21, wt22 = quarters
+    t1 = subtract(wt12, wt11)
+    t2 = subtract(wt22, t1)
+    return wt11, wt21, t2, subtract(wt22, wt12), subtract(wt21, t2), t1, wt22
+
+
+def factors(
+    side: Side, square: Sequence[Sequence[Any]], add: Combine, subtract: Combine
 ) -> list[Any]:
-    """Each product's pixels, of 2**levels by as many parts of all pixels."""
+    """Each product's factor, of 2**levels by as many parts of a matrix."""
     if len(square) == 1:
         return [square[0][0]]
     half = len(square) // 2
-    x11, x12, x21, x22 = (
+    quarters = [
         [row[across : across + half] for row in square[down : down + half]]
         for down in (0, half)
         for across in (0, half)
-    )
+    ]
 
-    def each(combine: Callable[..., Any], one: Any, other: Any) -> Any:
-        return [
-            [combine(a, b) for a, b in zip(*rows, strict=True)]
+    def each(combine: Combine) -> Combine:
+        return lambda one, other: [
+            [combine(*pair) for pair in zip(*rows, strict=True)]
             for rows in zip(one, other, strict=True)
         ]
 
-    s1 = each(add, x21, x22)
-    s2 = each(subtract, s1, x11)
-    factors = x11, x12, s2, each(subtract, x11, x21), x22, s1, each(subtract, x12, s2)
-    return [part for factor in factors for part in pixels_of(factor, add, subtract)]
+    parts = side(quarters, each(add), each(subtract))
+    return [factor for part in parts for factor in factors(side, part, add, subtract)]
 
 
-def weights_of(wt: Array, levels: int) -> list[Array]:
-    """Each product's weights, of all (Ci,Co)."""
-    if levels == 0:
-        return [wt]
-    (wt11, wt12), (wt21, wt22) = (np.split(rows, 2, axis=1) for rows in np.split(wt, 2))
-    t1 = wt12 - wt11
-    t2 = wt22 - t1
-    factors = wt11, wt21, t2, wt22 - wt12, wt21 - t2, t1, wt22
-    return [part for factor in factors for part in weights_of(factor, levels - 1)]
-
-
-def sums(levels: int) -> list[int | None]:
-    """Each product's pixels as a number among the sums; None where they are a part of x."""
+def sums(side: Side, levels: int) -> list[int | None]:
+    """Each product's factor as a number among the sums; None where it is a part of the matrix."""
     numbers, size = count(), 1 << levels
 
     def summed(one: bool, other: bool) -> bool:
         return True
 
-    made = pixels_of([[False] * size] * size, summed, summed)
+    made = factors(side, [[False] * size] * size, summed, summed)
     return [next(numbers) if is_sum else None for is_sum in made]
 
 

@@ -114,7 +114,7 @@ HOSTILE: list[Workload] = [
         for stride in (1, 2)
         for pad in ((1, 1, 1, 1), (0, 1, 0, 1), (2, 0, 1, 2))
     ),
-    # Halves, of some quarters are whole vectors, too; of odd numbers of pixels some have no partner.
+    # Halves are whole vectors, of some quarters, too; some pixels of an odd number have no partner.
     Pointwise(N=1, H=3, W=5, Ci=32, Co=96),
     Pointwise(N=1, H=29, W=2, Ci=64, Co=32),
     Pointwise(N=1, H=13, W=5, Ci=64, Co=192),

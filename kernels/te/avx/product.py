@@ -164,6 +164,7 @@ def calls(
         code,
         down=heights(pixels, rows, columns // isa_of(target).lanes(workload.dtype)),
         channels=workload.Co // parts,
+        turns=workload.Ci // int(config["UNROLL_CI"]),
         depth=workload.Ci,
         first=first,
         part=part,
@@ -180,12 +181,14 @@ def tiled(
     *,
     down: Sequence[Run],
     channels: int,
+    turns: int,
     depth: int,
     first: str,
     part: str,
     x: str,
     following: str,
     amount: int,
+    before: str = "",
 ) -> str:
     """Statements that call the code of each tile, in the order that KEEP says.
 
@@ -193,13 +196,16 @@ def tiled(
               for a turn of its loops
     down      tiles along the pixels
     channels  of the task
+    turns     of a tile's loops
     depth     rows of a block of weights
+    before    a statement before the tiles of a {block} of weights, which is kept
     x         arguments of a tile, from its first {pixel} and its number, {tile}
 
     Others as in `calls`.
     """
-    columns, turns = int(config["BLOCK_CO"]), depth // int(config["UNROLL_CI"])
+    columns = int(config["BLOCK_CO"])
     B, T = blocks(channels, columns), down[-1].stop
+    block = f"{part} * {B} + b"
     keep_weights = config["KEEP"] == "weights"
     number, steps = "0", 0
     match config["PREFETCH"]:
@@ -216,7 +222,6 @@ def tiled(
 
     def call(down: Run, across: Run) -> str:
         name, codes[name] = code(down, across, ahead)
-        block = f"{part} * {B} + b"
         return CALL.strip().format(
             name=name,
             pixel=f"{first} + {down.first}",
@@ -234,6 +239,8 @@ def tiled(
         (name, found), *others = left
         for run in found:
             yield f"for {name} in range({run.start}, {run.stop}):"
+            if name == "b" and before:
+                yield indent(before.format(block=block), "    ")
             for text in loops(*others, runs=runs | {name: run}):
                 yield indent(text, "    ")
 

@@ -3,9 +3,11 @@
 Tiling  A tile is 2**LEVELS by as many of `kernels.te.avx.product`, with as many parts of all
         channels of the output between one and the next: a loop for each product, over a part of the
         channels of the input. Sums stay in registers from one to the next where they can; what
-        waits is in a buffer of the task's own, u. The sums of pixels are made first, for all tiles
-        of a task, s. Tiles are as high as can be alike: a pixel that has none below it in the next
-        tile sees that one's last, and nothing of it is left in y.
+        waits is in a buffer of the task's own, u. The sums of pixels, s, are made first, for all
+        tiles of a task; those of weights, t, for a block of them, before all tiles that it is for:
+        packed with the weights they would be two or three times as many, which do not fit L3.
+        Tiles are as high as can be alike: a pixel that has none below it in the next tile sees that
+        one's last, and nothing of it is left in y.
 Limits  Ci and Co are 2**LEVELS whole vectors, or a multiple of them, and a task has as many pixels.
 Source  own; for sums that are made beside a product in registers Huang, Smith, Henry and van de
         Geijn, "Strassen's Algorithm Reloaded", 2016.
@@ -14,7 +16,9 @@ Source  own; for sums that are made beside a product in registers Huang, Smith, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -29,25 +33,33 @@ from kernels.te.strassen import (
     STEPS,
     End,
     Place,
+    Side,
+    factors,
     halved,
     levels_of,
-    pixels_of,
+    of_pixels,
+    of_weights,
     sums,
     waiting,
     waiting_tiles,
-    weights_of,
     worthwhile,
 )
 from kernels.workload import Pointwise
 from targets.target import Target
 
-MAKE_SUMS = """
+OF_PIXELS = """
 for t in range({start}, {stop}):
     T.evaluate(T.call_extern("int32", "{name}", {s}, {x}))
 """
+OF_WEIGHTS = """
+T.evaluate(
+    T.call_extern("int32", "{name}", wt_sums.access_ptr("w"), T.address_of(wt[{block}, 0, 0]))
+)
+"""
 BUFFERS = """
-s = T.sblock_alloc_buffer(({sums},), "{dtype}")
-u = T.sblock_alloc_buffer(({waiting},), "{dtype}")
+x_sums = T.sblock_alloc_buffer(({of_pixels},), "{dtype}")
+wt_sums = T.sblock_alloc_buffer(({of_weights},), "{dtype}")
+waiting = T.sblock_alloc_buffer(({waiting},), "{dtype}")
 """
 
 
@@ -69,6 +81,8 @@ def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[
     """The knobs of the smallest product, and LEVELS."""
     least, levels = smallest(workload, target), _levels(workload, target)
     common, constraints = product.knobs(least, target)
+    # Weights are kept, so that their sums are made once a task.
+    common = tuple(knob for knob in common if knob.name != "KEEP")
     low = Constraint("no low tiles", lambda c: int(c["BLOCK_P"]) > 1 or least.pixels == 1)
     return (
         (*common, Knob("LEVELS", levels, worthwhile(workload, levels))),
@@ -81,29 +95,29 @@ def _levels(workload: Pointwise, target: Target) -> tuple[int, ...]:
 
 
 def shapes(workload: Pointwise, config: Config) -> dict[str, tuple[int, ...]]:
-    """Of wt, the products' rows in their order, and of bias, that of all parts of y."""
+    """Of wt and bias: a block of each part of the channels, and these blocks one by one."""
     levels, columns = int(config["LEVELS"]), int(config["BLOCK_CO"])
-    part = halved(workload, levels)
-    B = blocks(part.Co, columns)
-    return {"wt": (B, PRODUCTS**levels * part.Ci, columns), "bias": (B, columns << levels)}
+    B = blocks(workload.Co >> levels, columns)
+    return {"wt": (B, workload.Ci << levels, columns), "bias": (B, columns << levels)}
 
 
 def packed(workload: Pointwise, config: Config, wt: Array, bias: Array) -> tuple[Array, Array]:
     """wt (Ci,Co) and bias (Co,) in these shapes, channels of each part padded with zeros."""
     levels = int(config["LEVELS"])
-    part, biases = halved(workload, levels), np.split(bias, 1 << levels)
-    factors = [one.astype(workload.dtype) for one in weights_of(wt.astype(np.float64), levels)]
-    rows = [packing.packed(part, config, factor, biases[0])[0] for factor in factors]
-    joined = [packing.packed(part, config, factors[0], one)[1] for one in biases]
-    return np.concatenate(rows, axis=1), np.concatenate(joined, axis=1)
+    part = replace(workload, Co=workload.Co >> levels)
+    pairs = zip(np.split(wt, 1 << levels, axis=1), np.split(bias, 1 << levels), strict=True)
+    parts = [packing.packed(part, config, *pair) for pair in pairs]
+    rows, biases = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    return rows, biases
 
 
-def buffers(workload: Pointwise, config: Config, pixels: int) -> str:
-    """Statements: room for the sums of so many pixels, and for what waits."""
-    levels, tall = int(config["LEVELS"]), int(config["BLOCK_P"])
+def buffers(workload: Pointwise, config: Config, count: int) -> str:
+    """Statements: room for the sums of so many pixels, for those of weights, and what waits."""
+    levels, tall, columns = (int(config[name]) for name in ("LEVELS", "BLOCK_P", "BLOCK_CO"))
     return BUFFERS.format(
-        sums=blocks(pixels, tall << levels) * _sums_size(workload, config),
-        waiting=waiting_tiles(levels) * tall * int(config["BLOCK_CO"]),
+        of_pixels=blocks(count, tall << levels) * _sums_size(workload, config),
+        of_weights=_number(of_weights, levels) * (workload.Ci >> levels) * columns,
+        waiting=waiting_tiles(levels) * tall * columns,
         dtype=workload.dtype,
     )
 
@@ -124,28 +138,30 @@ def calls(
 ) -> str:
     """Statements as those of `product.calls`, and before them the ones that make the sums."""
     levels = int(config["LEVELS"])
-    each = halved(workload, levels)
     down = product.evenly(pixels, blocks(pixels, int(config["BLOCK_P"]) << levels))
-    s = f's.access_ptr("rw", offset={{tile}} * {_sums_size(workload, config)})'
+    s = f'x_sums.access_ptr("rw", offset={{tile}} * {_sums_size(workload, config)})'
     made = []
     for run in down:
-        name, codes[name] = _sums(workload, target, levels, run)
+        name, codes[name] = _sums_of_pixels(workload, target, levels, run)
         where = {"s": s.format(tile="t"), "x": x.format(pixel=run.first)}
-        made.append(MAKE_SUMS.strip().format(start=run.start, stop=run.stop, name=name, **where))
+        made.append(OF_PIXELS.strip().format(start=run.start, stop=run.stop, name=name, **where))
 
     def code(down: Run, across: Run, ahead: int) -> tuple[str, str]:
         return _Tile(workload, config, target, down, across, ahead).function()
 
+    name, codes[name] = _sums_of_weights(workload, config, target)
     multiplied = product.tiled(
-        config,
+        config | {"KEEP": "weights"},
         codes,
         code,
         down=down,
-        channels=each.Co // parts,
-        depth=PRODUCTS**levels * each.Ci,
+        channels=(workload.Co >> levels) // parts,
+        turns=PRODUCTS**levels * (workload.Ci >> levels) // int(config["UNROLL_CI"]),
+        depth=workload.Ci << levels,
         first=first,
         part=part,
-        x=f'{x}, {s}, u.access_ptr("rw")',
+        before=OF_WEIGHTS.strip().format(name=name, block="{block}"),
+        x=f'{x}, {s}, wt_sums.access_ptr("r"), waiting.access_ptr("rw")',
         following=following,
         amount=amount,
     )
@@ -155,8 +171,11 @@ def calls(
 def _sums_size(workload: Pointwise, config: Config) -> int:
     """Elements of the sums of a tile's pixels."""
     levels = int(config["LEVELS"])
-    number = sum(one is not None for one in sums(levels))
-    return number * int(config["BLOCK_P"]) * (workload.Ci >> levels)
+    return _number(of_pixels, levels) * int(config["BLOCK_P"]) * (workload.Ci >> levels)
+
+
+def _number(side: Side, levels: int) -> int:
+    return sum(one is not None for one in sums(side, levels))
 
 
 def _heights(run: Run, levels: int) -> list[int]:
@@ -165,31 +184,62 @@ def _heights(run: Run, levels: int) -> list[int]:
     return [blocks(run.size - tile, number) for tile in range(number)]
 
 
-def _sums(workload: Pointwise, target: Target, levels: int, run: Run) -> tuple[str, str]:
+def _sums_of_pixels(workload: Pointwise, target: Target, levels: int, run: Run) -> tuple[str, str]:
     """Name and code of `int (s, x)`, which makes the sums of a tile's pixels, a matrix each."""
     code, heights = Code(isa_of(target), workload.dtype), _heights(run, levels)
     part, tops = workload.Ci >> levels, np.cumsum([0, *heights])
     for row in range(heights[0]):
-        pixels = [
-            int(top) + min(row, height - 1) for top, height in zip(tops, heights, strict=False)
-        ]
+        lines = [int(top) + min(row, high - 1) for top, high in zip(tops, heights, strict=False)]
         square = [
-            [code.load_at("%x.now", pixel * workload.Ci + k * part) for k in range(1 << levels)]
-            for pixel in pixels
+            [code.load_at("%x.now", line * workload.Ci + k * part) for k in range(1 << levels)]
+            for line in lines
         ]
-        made = pixels_of(square, code.add, code.subtract)
-        for value, number in zip(made, sums(levels), strict=True):
-            if number is not None:
-                code.store(value, code.behind("%s.now", (number * heights[0] + row) * part))
-    phis = [("i32", "%turn", str(part // code.lanes), "%left")]
+        _store_sums(code, of_pixels, levels, square, "%s.now", heights[0] * part, row * part)
+    return _over_vectors(code, part // code.lanes, "%s", "%x")
+
+
+def _sums_of_weights(workload: Pointwise, config: Config, target: Target) -> tuple[str, str]:
+    """Name and code of `int (t, wt)`, which makes the sums of a block's weights, a matrix each."""
+    code, levels = Code(isa_of(target), workload.dtype), int(config["LEVELS"])
+    part = (workload.Ci >> levels) * int(config["BLOCK_CO"])
+    square = [
+        [
+            code.load_at("%wt.now", ((across << levels) + down) * part)
+            for across in range(1 << levels)
+        ]
+        for down in range(1 << levels)
+    ]
+    _store_sums(code, of_weights, levels, square, "%t.now", part, 0)
+    return _over_vectors(code, part // code.lanes, "%t", "%wt")
+
+
+def _store_sums(
+    code: Code,
+    side: Side,
+    levels: int,
+    square: Sequence[Sequence[str]],
+    pointer: str,
+    size: int,
+    offset: int,
+) -> None:
+    """Make the sums of these vectors, and store each there, matrices of `size` apart."""
+    made = factors(side, square, code.add, code.subtract)
+    for value, number in zip(made, sums(side, levels), strict=True):
+        if number is not None:
+            code.store(value, code.behind(pointer, number * size + offset))
+
+
+def _over_vectors(code: Code, turns: int, *pointers: str) -> tuple[str, str]:
+    """Name and code of a function: the lines so often, a vector further on each time."""
+    phis = [("i32", "%turn", str(turns), "%left")]
     phis += [
-        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", code.lanes))
-        for name in ("%x", "%s")
+        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", code.lanes)) for name in pointers
     ]
     code.loop(phis, before=[], turn=code.lines, after=[])
-    return code.function(("ptr %s", "ptr %x"))
+    return code.function([f"ptr {name}" for name in pointers])
 
 
+Address = tuple[str, int]  # a pointer, and elements behind it
 Start = Callable[[Iterable[Place], Place], Cells]  # of cells of a tile
 Finish = Callable[[Cells, Place], None]
 
@@ -215,14 +265,14 @@ class _Tile:
         self._columns, self._unrolled = int(config["BLOCK_CO"]), int(config["UNROLL_CI"])
         self._vectors = across.size // self._code.lanes
         self._reads, self._product = Operands("%x", "%wt", "%next"), 0
-        self._pixels = self._where()
+        self._pixels, self._weights = self._left(), self._right()
 
     def function(self) -> tuple[str, str]:
-        """Name and code of `int (y, x, s, u, wt, bias, next)`."""
+        """Name and code of `int (y, x, s, t, u, wt, bias, next)`."""
         self._code.lines = ["start:"]
         self._multiply(self._levels, (0, 0), None, [self._finish])
         return self._code.function(
-            ("ptr %y", "ptr %x", "ptr %s", "ptr %u", "ptr %wt", "ptr %bias", "ptr %next")
+            [f"ptr %{name}" for name in ("y", "x", "s", "t", "u", "wt", "bias", "next")]
         )
 
     def _multiply(
@@ -278,11 +328,11 @@ class _Tile:
     def _loop(self, sums: Cells) -> Cells:
         """The sums and the next product."""
         number = self._product
-        begin, stride = self._pixels[number]
+        (x, stride), wt = self._pixels[number], self._weights[number]
         sums, self._reads = product.multiplied(
             self._code,
             sums,
-            self._reads._replace(x=self._code.behind(*begin)),
+            self._reads._replace(x=self._code.behind(*x), wt=self._code.behind(*wt)),
             stride=stride,
             columns=self._columns,
             channels=self._part.Ci,
@@ -294,15 +344,31 @@ class _Tile:
         self._product += 1
         return sums
 
-    def _where(self) -> list[tuple[tuple[str, int], int]]:
-        """Each product's pixels: where they begin, and elements from one to the next."""
+    def _left(self) -> list[tuple[Address, int]]:
+        """Where each product's pixels begin, and elements from one to the next."""
         Ci, part, size = self._workload.Ci, self._part.Ci, 1 << self._levels
         tops = [sum(self._heights[:tile]) for tile in range(size)]
         square = [[(("%x", top * Ci + k * part), Ci) for k in range(size)] for top in tops]
-        given = pixels_of(square, lambda one, other: None, lambda one, other: None)
+        return self._found(
+            of_pixels, square, lambda number: (("%s", number * self._heights[0] * part), part)
+        )
+
+    def _right(self) -> list[Address]:
+        """Where each product's weights begin."""
+        size, part = 1 << self._levels, self._part.Ci * self._columns
+        square = [
+            [("%wt", (across * size + down) * part) for across in range(size)]
+            for down in range(size)
+        ]
+        return self._found(of_weights, square, lambda number: ("%t", number * part))
+
+    def _found(self, side: Side, square: Any, summed: Callable[[int], Any]) -> list[Any]:
+        """Of each factor the part of a matrix that it is, or what `summed` says of its number."""
+        parts = factors(side, square, lambda one, other: None, lambda one, other: None)
+        numbers = sums(side, self._levels)
         return [
-            where if number is None else (("%s", number * self._heights[0] * part), part)
-            for where, number in zip(given, sums(self._levels), strict=True)
+            part if number is None else summed(number)
+            for part, number in zip(parts, numbers, strict=True)
         ]
 
     def _cells(self, tile: Place) -> list[Place]:
