@@ -3,8 +3,8 @@
 Maths   y[p,co] = act(bias[co] + sum_ci x[p,ci] * wt[ci,co]), p a pixel of the batch
 Shapes  x (P,Ci)  y (P,Co)  wt, bias as `kernels.te.avx.strassen` packs them
 Types   float32.
-Tiling  That of `kernels.te.avx.strassen`. A task has CHUNK rows of register tiles, whole ones of
-        it, and one of PARTS of each part of the output channels; each makes the sums of pixels.
+Tiling  That of `kernels.te.avx.strassen`. A task has CHUNK rows of register tiles, two by two, and
+        one of PARTS of either half of the output channels; it makes all sums that it needs.
 Limits  Ci and Co are two whole vectors or a multiple of them; two pixels or more.
 Source  that of `kernels.te.avx.strassen`.
 """
@@ -18,7 +18,6 @@ from tvm.ir import IRModule
 from kernels.reference import Array
 from kernels.space import Config, Space
 from kernels.te.avx import pointwise, strassen
-from kernels.te.strassen import flops as flops_of_products
 from kernels.workload import Pointwise, Workload
 from targets.target import Target
 
@@ -32,9 +31,9 @@ def supports(workload: Workload, target: Target) -> bool:
 
 
 def space(workload: Pointwise, target: Target) -> Space:
-    """Register tiles, how often all is halved, and how many tiles a task has."""
-    least, together = strassen.smallest(workload, target), strassen.tiles(workload, target)
-    return pointwise.in_tasks(workload, least, *strassen.knobs(workload, target), together=together)
+    """Register tiles, and how many of them a task has, an even number."""
+    factor = strassen.halves(workload)
+    return pointwise.in_tasks(workload, factor, *strassen.knobs(workload, target), together=2)
 
 
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
@@ -53,5 +52,5 @@ def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tup
 
 
 def flops(workload: Pointwise) -> int:
-    """Operations of the products, where all is halved most often."""
-    return flops_of_products(workload)
+    """Operations of the products."""
+    return 2 * workload.macs - strassen.saved(workload)

@@ -10,7 +10,7 @@ Types   float32.
 Tiling  That of `kernels.te.avx.separable`, whose product is the one of `kernels.te.avx.strassen`:
         beside z a task has the sums of its pixels.
 Limits  C and Co are two whole vectors or a multiple of them, K at most 3,
-        Wo at least 2, or 4 where both are four whole vectors or a multiple of them.
+        Wo at least 2.
 Source  own; for the product that of `kernels.te.avx.strassen`.
 """
 
@@ -24,7 +24,6 @@ from kernels.reference import Array
 from kernels.space import Config, Space
 from kernels.te.avx import separable, strassen
 from kernels.te.llvm import depthwise
-from kernels.te.strassen import flops as flops_of_products
 from kernels.workload import Separable, Workload
 from targets.target import Target
 
@@ -34,14 +33,14 @@ def supports(workload: Workload, target: Target) -> bool:
         isinstance(workload, Separable)
         and separable.supports(workload, target)
         and strassen.supports(workload.pointwise, target)
-        and workload.Wo >= strassen.tiles(workload.pointwise, target)
+        and workload.Wo > 1
     )
 
 
 def space(workload: Separable, target: Target) -> Space:
-    """Tiles of both parts, and how often the product is halved."""
-    least = strassen.smallest(workload.pointwise, target)
-    return separable.in_tasks(workload, least, target, *strassen.knobs(workload.pointwise, target))
+    """Tiles of both parts."""
+    factor = strassen.halves(workload.pointwise)
+    return separable.in_tasks(workload, factor, target, *strassen.knobs(workload.pointwise, target))
 
 
 def lower(workload: Separable, config: Config, target: Target) -> IRModule:
@@ -64,6 +63,5 @@ def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tup
 
 
 def flops(workload: Separable) -> int:
-    """Operations of the depthwise part and of the products, all halved most often."""
-    apart = 2 * workload.depthwise.macs
-    return apart + flops_of_products(workload.pointwise)
+    """Operations of the depthwise part and of the products."""
+    return 2 * workload.macs - strassen.saved(workload.pointwise)
