@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -107,16 +108,24 @@ def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: in
         found = winner(workload, records, target, threads, estimator)
         if found is not None:
             return _decided((layer,), why, found)
+    near: list[tuple[Config, Record]] = []
     for name in names:
         space = kernel(name).space(workload, target)
-        near = similar(records, workload, name, space, target=target, threads=threads, limit=1)
-        if near:
-            config, record = near[0]
-            return Choice(
-                layers=(layer,), kernel=name, config=config, why="transferred", record=record
-            )
+        near += similar(records, workload, name, space, target=target, threads=threads, limit=1)
+    if near:
+        # Kernels that met at the same shape on the same machine can be compared.
+        rivals = [pair for pair in near if _place(pair[1]) == _place(near[0][1])]
+        config, record = min(rivals, key=lambda pair: pair[1].time_s or math.inf)
+        return Choice(
+            layers=(layer,), kernel=record.kernel, config=config, why="transferred", record=record
+        )
     space = kernel(names[0]).space(workload, target)
     return Choice(layers=(layer,), kernel=names[0], config=space.default, why="default")
+
+
+def _place(record: Record) -> tuple[object, ...]:
+    """What has to be the same of two records whose times are compared."""
+    return record.workload, record.device, record.threads, record.estimator, record.stage
 
 
 def _together(

@@ -16,7 +16,7 @@ import tvm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernels import KERNELS, KINDS, kernel, kernels_for
+from kernels import KERNELS, KINDS, kernel, kernels_for, least_flops
 from kernels.reference import reference
 from kernels.space import Config, blocks
 from kernels.te import peak
@@ -30,6 +30,7 @@ from kernels.workload import (
     Pointwise,
     Separable,
     Workload,
+    flops,
     separables,
 )
 from targets import machines
@@ -46,6 +47,7 @@ TARGETS = {
 }.values()
 ON_EACH = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.device)
 NAMES = [name for name in KERNELS if "x86" in KINDS[name.rpartition(".")[0]]]
+STRAIGHT = ["te.avx.pointwise", "te.avx.pointwise_strassen", "te.avx.separable"]
 STRENGTH = 4  # of inputs, so that ReLU6 cuts; errors grow with it
 SMALL_MACS = 2_000_000  # up to which configs other than the default are run, too
 FENCE = 64  # values around each argument that are NaN, and have to stay it
@@ -305,16 +307,16 @@ def test_pointwise_loop_is_only_multiply_adds(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["sapphirerapids", "znver4", "haswell"])
-@pytest.mark.parametrize("name", ["te.avx.pointwise", "te.avx.separable"])
+@pytest.mark.parametrize("name", STRAIGHT)
 def test_straight_pointwise_loop_loads_multiplies_and_counts(name: str, device: str) -> None:
     """One loop over all channels: it computes no address but the next ones, and nothing spills."""
     target = X86.DEVICES[device]
     pointwise = Pointwise(N=1, H=14, W=14, Ci=512, Co=512)
     separable = Separable(N=1, Hi=14, Wi=14, C=512, Co=512, stride=1, pad=(1, 1, 1, 1))
-    workload = pointwise if name == "te.avx.pointwise" else separable
+    workload = pointwise if "pointwise" in name else separable
     config = kernel(name).space(workload, target).default
     steps, rows = int(config["UNROLL_CI"]), int(config["BLOCK_P"])
-    if name == "te.avx.pointwise":
+    if "pointwise" in name:
         config["CHUNK"] = blocks(pointwise.pixels, rows)  # that share a block of weights
     vectors = int(config["BLOCK_CO"]) // target.cpu.lanes("float32")
     loop = Counter(line.split()[0] for line in hot_loop(name, workload, config, target))
@@ -327,6 +329,40 @@ def test_straight_pointwise_loop_loads_multiplies_and_counts(name: str, device: 
         "vbroadcastss": steps * rows,
         "prefetcht1": 1,
     }
+
+
+def test_seven_products_are_an_eighth_less_than_eight() -> None:
+    separable = Separable(N=1, Hi=14, Wi=14, C=512, Co=512, stride=1, pad=(1, 1, 1, 1))
+    whole = {one: flops(one) for one in (separable, separable.depthwise, separable.pointwise)}
+    eighth = whole[separable.pointwise] // 8
+    for workload, name in (
+        (separable.pointwise, "te.avx.pointwise"),
+        (separable, "te.avx.separable"),
+    ):
+        assert least_flops(name, workload) == whole[workload]
+        assert least_flops(f"{name}_strassen", workload) == whole[workload] - eighth
+
+
+@ON_EACH
+def test_sums_of_halves_err_little_more_than_sums_of_all(target: Target) -> None:
+    """On inputs as networks have them, of one sign and of up to 6."""
+    workload = Pointwise(N=1, H=7, W=7, Ci=512, Co=128, activation="none")
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 6, workload.x_shape).astype(np.float32)
+    wt = (rng.standard_normal((512, 128)) / 512**0.5).astype(np.float32)
+    weights = (wt, rng.standard_normal(128).astype(np.float32))
+    expected = reference(workload, x, weights)
+    errors = []
+    for name in ("te.avx.pointwise", "te.avx.pointwise_strassen"):
+        config = kernel(name).space(workload, target).default
+        lowered = kernel(name).lower(workload, config, target)
+        arrays = (x.reshape(49, 512), *kernel(name).pack(workload, config, weights))
+        y = tvm.runtime.empty((49, 128), "float32")
+        module = tvm.compile(lowered, target=target.tvm()).mod
+        module["main"](*map(tvm.runtime.tensor, arrays), y)
+        errors.append(np.abs(y.numpy().reshape(expected.shape) - expected).max())
+    straight, halves = errors
+    assert halves < 4 * straight
 
 
 @ON_EACH

@@ -110,6 +110,15 @@ def test_config_that_the_space_no_longer_has_is_carried_into_it() -> None:
     assert choice.config == SPACE.nearest(gone)
 
 
+def test_of_kernels_that_met_elsewhere_the_faster_is_carried_over() -> None:
+    elsewhere = replace(RECORD, **ELSEWHERE["shape"])
+    other = kernel("te.avx.pointwise").space(WORKLOAD, TARGET).default
+    rival = replace(elsewhere, kernel="te.avx.pointwise", config=other)
+    for seconds, name in ((2e-5, "te.avx.pointwise"), (4e-5, "te.pointwise")):
+        choice = chosen(elsewhere, replace(rival, seconds=(seconds,)))
+        assert (choice.why, choice.kernel) == ("transferred", name)
+
+
 def test_every_layer_has_a_choice_in_its_order() -> None:
     layers = MobileNet().layers
     repeated = next(layer.workload for layer in layers if layer.name == "block9.pointwise")

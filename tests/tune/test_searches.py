@@ -67,7 +67,7 @@ def test_two_layers_in_one_wait_for_the_two() -> None:
     searches = [
         Search(
             workload=workload,
-            kernel="te.any",
+            kernel="te.pointwise",
             weight=1.0,
             space=Space(knobs=(Knob("A", tuple(range(99)), 0),), constraints=()),
             size=99,
@@ -94,7 +94,7 @@ def test_builders_that_would_be_idle_work_for_the_next_searches() -> None:
     searches = [
         Search(
             workload=layer.workload,
-            kernel="te.any",
+            kernel="te.pointwise",
             weight=1.0,
             space=Space(knobs=(Knob("A", tuple(range(5)), 0),), constraints=()),
             size=5,
