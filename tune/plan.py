@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kernels import kernel, kernels_for
+from kernels import CPUS, kernel, kernels_for
 from kernels.space import Config
+from kernels.te.tasks import shared
 from kernels.version import version
 from kernels.workload import Separable, Workload
 from targets.target import Target
@@ -116,6 +117,9 @@ def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: in
         # Kernels that met at the same shape on the same machine can be compared.
         rivals = [pair for pair in near if _place(pair[1]) == _place(near[0][1])]
         config, record = min(rivals, key=lambda pair: pair[1].time_s or math.inf)
+        if target.kind in CPUS and record.threads < threads:
+            space = kernel(record.kernel).space(workload, target)
+            config = shared(workload, config, space, threads)
         return Choice(
             layers=(layer,), kernel=record.kernel, config=config, why="transferred", record=record
         )

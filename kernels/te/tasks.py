@@ -7,12 +7,14 @@ one another, and TVM gives each thread as many turns as any, one after the other
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
-from kernels.space import Config, blocks
+from kernels.space import Config, Space, blocks
 from kernels.workload import Conv, Depthwise, Head, Pointwise, Separable, Workload
 
 # Knobs that change a grid, but not what is done to a tile nor how often anything is computed.
 SPLITS = ("BLOCK_HO", "BLOCK_CI", "CHUNK", "ROWS")
+EVEN = 1.1  # as much as a thread may have of what it would have if all had as much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +79,28 @@ def grids(workload: Workload, config: Config) -> tuple[Grid, ...]:
             columns = blocks(workload.Co, knob("BLOCK_CO"))
             dense = Grid(rows=images, columns=columns, whole=True)
             return Grid(rows=workload.N, columns=pooled, whole=False), dense
+
+
+def shared(workload: Workload, config: Config, space: Space, threads: int) -> Config:
+    """The config, in tasks that so many threads can share.
+
+    As it is where none has much more than others; else split so that they have alike, into the
+    fewest tasks of those.
+    """
+
+    def most(config: Config) -> float:
+        found = grids(workload, config)
+        return max(threads * grid.most(threads) / grid.tasks for grid in found)
+
+    def tasks(config: Config) -> int:
+        return sum(grid.tasks for grid in grids(workload, config))
+
+    if most(config) <= EVEN:
+        return config
+    free = [knob for knob in space.knobs if knob.name in SPLITS]
+    splits = (
+        config | {knob.name: value for knob, value in zip(free, values, strict=True)}
+        for values in product(*(knob.choices for knob in free))
+    )
+    candidates = [config, *(one for one in splits if one in space)]
+    return min(candidates, key=lambda one: (max(EVEN, most(one)), tasks(one)))

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from kernels import kernel
+from kernels.space import Config
+from kernels.te.tasks import grids
 from kernels.version import version
 from kernels.workload import Depthwise, Pointwise, Separable, Workload
 from targets import machines
@@ -43,6 +45,10 @@ ELSEWHERE = {
     "version": {"kernel_version": "0" * 12},
     "estimator": {"estimator": "mca"},
 }
+
+
+def tasks(config: Config) -> int:
+    return sum(grid.tasks for grid in grids(WORKLOAD, config))
 
 
 def chosen(*records: Record) -> Choice:
@@ -117,6 +123,18 @@ def test_of_kernels_that_met_elsewhere_the_faster_is_carried_over() -> None:
     for seconds, name in ((2e-5, "te.avx.pointwise"), (4e-5, "te.pointwise")):
         choice = chosen(elsewhere, replace(rival, seconds=(seconds,)))
         assert (choice.why, choice.kernel) == ("transferred", name)
+
+
+def test_what_one_thread_did_is_shared_by_several() -> None:
+    """As few tasks as give all threads alike, and nothing else of the config is changed."""
+    space = kernel("te.avx.pointwise").space(WORKLOAD, TARGET)
+    whole = next(config for config in space if tasks(config) == 1)
+    one = replace(RECORD, kernel="te.avx.pointwise", config=whole, threads=1)
+    for threads in (2, 4, 7):
+        [choice] = plan([LAYER], [one], TARGET, threads=threads)
+        assert (choice.kernel, choice.record) == ("te.avx.pointwise", one)
+        assert choice.config | {"CHUNK": 0} == whole | {"CHUNK": 0}
+        assert tasks(choice.config) % threads in (0, threads - 1)
 
 
 def test_every_layer_has_a_choice_in_its_order() -> None:
