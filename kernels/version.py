@@ -61,7 +61,7 @@ def version(name: str, kind: str, dtype: str) -> str:
     if name.startswith(("te.llvm.", "te.avx.")) and kind in WIDE_DEVICES:
         probes += [(WIDE_DEVICES[kind], probe) for probe in WIDE]
     if name.endswith("_strassen"):
-        devices = (PROBE_DEVICES[kind], WIDE_DEVICES[kind])
+        devices = (found[kind] for found in (PROBE_DEVICES, WIDE_DEVICES) if kind in found)
         probes = [(device, probe) for device in devices for probe in HALVES]
     digest = hashlib.sha256()
     for device, workload in probes:

@@ -200,12 +200,15 @@ def test_nothing_spills_of_what_the_log_chooses() -> None:
 
 @pytest.mark.parametrize("device", ["znver4", "x86-64-v3"])
 def test_nothing_spills_on_x86(device: str) -> None:
-    """But for a few where there are 16 registers, and a vector of arguments that are handed on."""
+    """But for a few where there are 16 registers, and a vector of arguments that are handed on.
+
+    Between the loops of Strassen's products sums may wait; `test_te.py` looks at the loops.
+    """
     target, checked = X86[device], 0
     workloads = [layer.workload for layer in MobileNet().layers]
     for workload in {*workloads, *separables(workloads)}:
         for name in kernels_for(workload, target):
-            if name in OURS:
+            if name in OURS and not name.endswith("_strassen"):
                 config = kernel(name).space(workload, target).default
                 code = assembly(name, workload, config, target)
                 stacked = re.findall(r"^\s+v\w+\s(?=.*[yz]mm).*\(%rsp\).*$", code, re.MULTILINE)

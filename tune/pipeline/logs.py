@@ -151,10 +151,10 @@ def _placed(records: Iterable[Record]) -> dict[Place, list[Record]]:
 def _winner(records: Iterable[Record]) -> Record | None:
     """The best of the records, all of one place, whatever their kernels' versions.
 
-    Those of a version that reached the finals count more than those of one that did not.
+    As in a plan the last meeting decides: another one's times are of another hour.
     """
     versions: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
+    for record in database.deciding(records):
         versions.setdefault((record.kernel, record.kernel_version), []).append(record)
     winners = []
     for (name, digits), group in versions.items():
