@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -170,7 +171,7 @@ def _winner(records: Iterable[Record]) -> Record | None:
         )
         if winner is not None:
             winners.append(winner)
-    return min(winners, key=lambda record: (record.stage != "final", record.time_s), default=None)
+    return min(winners, key=lambda record: record.time_s or math.inf, default=None)
 
 
 def _beside(record: Record, winner: Record) -> bool:

@@ -21,6 +21,7 @@ from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.te import product as packing
 from kernels.te.avx import product
+from kernels.te.avx.product import Task
 from kernels.te.llvm.code import isa_of
 from kernels.te.llvm.script import parallel
 from kernels.te.tile import divisors, on_cpu, spread
@@ -115,7 +116,7 @@ def scheduled(
     workload: Pointwise,
     config: Config,
     codes: dict[str, str],
-    calls: Callable[..., str],
+    calls: Callable[[Task], str],
     shapes: Mapping[str, Sequence[int]],
     *,
     buffers: str = "",
@@ -132,13 +133,15 @@ def scheduled(
     whole, rest = (
         indent(
             calls(
-                pixels=count,
-                first=f"vh * {pixels}",
-                parts=parts,
-                part="vp",
-                x=f"T.address_of(x[vh * {pixels} + {{pixel}}, 0])",
-                following=f'x.access_ptr("r", offset={following})',
-                amount=min(pixels, P) * workload.Ci,
+                Task(
+                    pixels=count,
+                    first=f"vh * {pixels}",
+                    parts=parts,
+                    part="vp",
+                    x=f"T.address_of(x[vh * {pixels} + {{pixel}}, 0])",
+                    following=f'x.access_ptr("r", offset={following})',
+                    amount=min(pixels, P) * workload.Ci,
+                ),
             ),
             " " * 4,
         )

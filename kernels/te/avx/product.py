@@ -56,6 +56,27 @@ class Run(NamedTuple):
     first: str
 
 
+class Task(NamedTuple):
+    """What a task multiplies, and where.
+
+    pixels     of the task
+    first      of them in y, an expression
+    parts      of the channels, whole blocks of weights
+    part       number of the task's, an expression
+    x          address of one of its pixels, from its {pixel}
+    following  address in the input of the next task, from an {offset}
+    amount     elements of that input
+    """
+
+    pixels: int
+    first: str
+    parts: int
+    part: str
+    x: str
+    following: str
+    amount: int
+
+
 # Of a tile, by row and vector of it.
 Cells = dict[tuple[int, int], str]
 
@@ -132,25 +153,9 @@ def calls(
     config: Config,
     target: Target,
     codes: dict[str, str],
-    *,
-    pixels: int,
-    first: str,
-    parts: int,
-    part: str,
-    x: str,
-    following: str,
-    amount: int,
+    task: Task,
 ) -> str:
-    """Statements that make a task's part of y (P,Co); what they call is added to `codes`.
-
-    pixels     of the task
-    first      of them in y, an expression
-    parts      of the channels, whole blocks of weights
-    part       number of the task's, an expression
-    x          address of one of its pixels, from its {pixel}
-    following  address in the input of the next task, from an {offset}
-    amount     elements of that input
-    """
+    """Statements that make a task's part of y (P,Co); what they call is added to `codes`."""
     rows, columns = int(config["BLOCK_P"]), int(config["BLOCK_CO"])
 
     def code(down: Run, across: Run, ahead: int) -> tuple[str, str]:
@@ -162,15 +167,12 @@ def calls(
         config,
         codes,
         code,
-        down=heights(pixels, rows, columns // isa_of(target).lanes(workload.dtype)),
-        channels=workload.Co // parts,
+        task,
+        down=heights(task.pixels, rows, columns // isa_of(target).lanes(workload.dtype)),
+        channels=workload.Co // task.parts,
         turns=workload.Ci // int(config["UNROLL_CI"]),
         depth=workload.Ci,
-        first=first,
-        part=part,
-        x=x,
-        following=following,
-        amount=amount,
+        x=task.x,
     )
 
 
@@ -178,16 +180,13 @@ def tiled(
     config: Config,
     codes: dict[str, str],
     code: Callable[[Run, Run, int], tuple[str, str]],
+    task: Task,
     *,
     down: Sequence[Run],
     channels: int,
     turns: int,
     depth: int,
-    first: str,
-    part: str,
     x: str,
-    following: str,
-    amount: int,
     before: str = "",
 ) -> str:
     """Statements that call the code of each tile, in the order that KEEP says.
@@ -200,12 +199,11 @@ def tiled(
     depth     rows of a block of weights
     before    a statement before the tiles of a {block} of weights, which is kept
     x         arguments of a tile, from its first {pixel} and its number, {tile}
-
-    Others as in `calls`.
     """
     columns = int(config["BLOCK_CO"])
     B, T = blocks(channels, columns), down[-1].stop
-    block = f"{part} * {B} + b"
+    block = f"{task.part} * {B} + b"
+    following, amount = task.following, task.amount
     keep_weights = config["KEEP"] == "weights"
     number, steps = "0", 0
     match config["PREFETCH"]:
@@ -213,9 +211,8 @@ def tiled(
             # A block passes by while so many tiles, or one, are made with the one before.
             number, steps = ("t", T * turns) if keep_weights else ("0", turns)
             amount = depth * columns
-            following = (
-                f'wt.access_ptr("r", offset=({part} * {B} + (b + 1) % {B}) * {amount} + {{offset}})'
-            )
+            next_block = f"{task.part} * {B} + (b + 1) % {B}"
+            following = f'wt.access_ptr("r", offset=({next_block}) * {amount} + {{offset}})'
         case "input":
             number, steps = f"b * {T} + t" if keep_weights else f"t * {B} + b", T * B * turns
     ahead = blocks(amount, steps) if steps else 0
@@ -224,7 +221,7 @@ def tiled(
         name, codes[name] = code(down, across, ahead)
         return CALL.strip().format(
             name=name,
-            pixel=f"{first} + {down.first}",
+            pixel=f"{task.first} + {down.first}",
             channel=f"({block}) * {columns}",
             x=x.format(pixel=down.first, tile="t"),
             block=block,

@@ -27,6 +27,7 @@ from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space
 from kernels.te import product as packing
 from kernels.te.avx import pointwise, product
+from kernels.te.avx.product import Task
 from kernels.te.llvm import depthwise
 from kernels.te.llvm.code import isa_of
 from kernels.te.llvm.image import calls
@@ -108,7 +109,7 @@ def scheduled(
     config: Config,
     target: Target,
     codes: dict[str, str],
-    multiply: Callable[..., str],
+    multiply: Callable[[Task], str],
     shapes: Mapping[str, Sequence[int]],
     *,
     buffers: str = "",
@@ -141,13 +142,15 @@ def scheduled(
     )
     row_of_x = f"(vn * {workload.Hi} + T.min({start}, {workload.Hi - below})) * {workload.Wi * C}"
     second = multiply(
-        pixels=pixels,
-        first=f"(vn * {Ho // rows} + vh) * {pixels}",
-        parts=parts,
-        part="vp",
-        x=f'z.access_ptr("r", offset=({{pixel}}) * {C})',
-        following=f'x.access_ptr("r", offset={row_of_x} + {{offset}})',
-        amount=below * workload.Wi * C,
+        Task(
+            pixels=pixels,
+            first=f"(vn * {Ho // rows} + vh) * {pixels}",
+            parts=parts,
+            part="vp",
+            x=f'z.access_ptr("r", offset=({{pixel}}) * {C})',
+            following=f'x.access_ptr("r", offset={row_of_x} + {{offset}})',
+            amount=below * workload.Wi * C,
+        )
     )
     task = TASK.format(
         pixels=pixels,

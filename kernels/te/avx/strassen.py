@@ -40,7 +40,7 @@ from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, blocks
 from kernels.te import product as packing
 from kernels.te.avx import product
-from kernels.te.avx.product import Cells, Operands, Run
+from kernels.te.avx.product import Cells, Operands, Run, Task
 from kernels.te.llvm.code import Code, isa_of
 from kernels.workload import Pointwise
 from targets.target import Target
@@ -115,22 +115,15 @@ def calls(
     config: Config,
     target: Target,
     codes: dict[str, str],
-    *,
-    pixels: int,
-    first: str,
-    parts: int,
-    part: str,
-    x: str,
-    following: str,
-    amount: int,
+    task: Task,
 ) -> str:
     """Statements as those of `product.calls`, and those that make the sums."""
-    down = product.evenly(pixels, blocks(pixels, 2 * int(config["BLOCK_P"])))
+    down = product.evenly(task.pixels, blocks(task.pixels, 2 * int(config["BLOCK_P"])))
     s = f's.access_ptr("rw", offset={{tile}} * {_sums_size(workload, config)})'
     made = []
     for run in down:
         name, codes[name] = _sums_of_pixels(workload, target, run)
-        where = {"s": s.format(tile="t"), "x": x.format(pixel=run.first)}
+        where = {"s": s.format(tile="t"), "x": task.x.format(pixel=run.first)}
         made.append(OF_PIXELS.strip().format(start=run.start, stop=run.stop, name=name, **where))
     name, codes[name] = _sums_of_weights(workload, config, target)
 
@@ -141,15 +134,12 @@ def calls(
         {**config, "KEEP": "weights"},
         codes,
         code,
+        task,
         down=down,
-        channels=workload.Co // 2 // parts,
+        channels=workload.Co // 2 // task.parts,
         turns=PRODUCTS * workload.Ci // 2 // int(config["UNROLL_CI"]),
         depth=2 * workload.Ci,
-        first=first,
-        part=part,
-        x=f'{x}, {s}, t_.access_ptr("r")',
-        following=following,
-        amount=amount,
+        x=f'{task.x}, {s}, t_.access_ptr("r")',
         before=OF_WEIGHTS.strip().format(name=name, block="{block}"),
     )
     return "\n".join([*made, multiplied])
