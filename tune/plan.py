@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ from targets.target import Target
 from tune.database import ESTIMATORS, Record, best
 from tune.errors import GateError
 from tune.mobilenet import Layer
-from tune.transfer import similar
+from tune.transfer import nearest
 
 # Of the two layers' time apart. Those within 3 % of it that a run on two threads chose for seven
 # blocks made the network 2 % slower, the two beyond it 7 to 15 % faster while the cores were slow
@@ -109,14 +108,9 @@ def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: in
         found = winner(workload, records, target, threads, estimator)
         if found is not None:
             return _decided((layer,), why, found)
-    near: list[tuple[Config, Record]] = []
-    for name in names:
-        space = kernel(name).space(workload, target)
-        near += similar(records, workload, name, space, target=target, threads=threads, limit=1)
-    if near:
-        # Kernels that met at the same shape on the same machine can be compared.
-        rivals = [pair for pair in near if _place(pair[1]) == _place(near[0][1])]
-        config, record = min(rivals, key=lambda pair: pair[1].time_s or math.inf)
+    near = nearest(records, workload, target=target, threads=threads)
+    if near is not None:
+        config, record = near
         if target.kind in CPUS and record.threads < threads:
             space = kernel(record.kernel).space(workload, target)
             config = shared(workload, config, space, threads)
@@ -125,11 +119,6 @@ def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: in
         )
     space = kernel(names[0]).space(workload, target)
     return Choice(layers=(layer,), kernel=names[0], config=space.default, why="default")
-
-
-def _place(record: Record) -> tuple[object, ...]:
-    """What has to be the same of two records whose times are compared."""
-    return record.workload, record.device, record.threads, record.estimator, record.stage
 
 
 def _together(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
+from kernels import kernel as kernel_named
+from kernels import kernels_for
 from kernels.space import Config, Space
 from kernels.workload import Workload, parse
 from targets import machines
 from targets.target import Limits, Target
-from tune.database import Record
+from tune.database import Record, deciding
 
 
 def similar(
@@ -50,6 +52,32 @@ def similar(
         if len(found) == limit:
             break
     return found
+
+
+def nearest(
+    records: Sequence[Record], workload: Workload, *, target: Target, threads: int
+) -> tuple[Config, Record] | None:
+    """The config to carry over and where it comes from; None where there is nothing of the kind.
+
+    The first kernel for the workload that has one decides from where; of all that met there the
+    fastest is taken.
+    """
+    names = kernels_for(workload, target)
+    spaces = {name: kernel_named(name).space(workload, target) for name in names}
+    for name, space in spaces.items():
+        near = similar(records, workload, name, space, target=target, threads=threads, limit=1)
+        for _, record in near:
+            there = (
+                one for one in records if one.kernel in spaces and _place(one) == _place(record)
+            )
+            winner = min(deciding(there), key=lambda one: one.time_s or math.inf, default=record)
+            return spaces[winner.kernel].nearest(winner.config), winner
+    return None
+
+
+def _place(record: Record) -> tuple[object, ...]:
+    """What has to be the same of two records whose times are compared."""
+    return record.workload, record.target, record.device, record.threads, record.estimator
 
 
 def _rank(record: Record) -> tuple[bool, float]:

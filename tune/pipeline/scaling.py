@@ -8,7 +8,7 @@ from itertools import product
 from statistics import median
 from typing import Any
 
-from kernels import kernel, kernels_for
+from kernels import kernel
 from kernels.space import Config, Space
 from kernels.te.tasks import SPLITS, grids
 from kernels.workload import Separable, Workload, flops, parse, separables
@@ -19,7 +19,7 @@ from tune.mobilenet import MobileNet
 from tune.multicore import SOURCES, Cores, Part, apiece_s, fastest, floor_s, terms, total
 from tune.pipeline.records import Log
 from tune.plan import Choice, plan, winner
-from tune.transfer import similar
+from tune.transfer import nearest
 
 THREADS = (1, 2, 4, 8, 16, 32, 64)
 MOST_THREADS = 1024
@@ -272,15 +272,13 @@ class _Recorded:
 
     def _carried(self, workload: Workload) -> _Alone | None:
         single = [record for record in self._records if record.threads == 1]
-        for name in kernels_for(workload, self._target):
-            space = self._space(workload, name)
-            near = similar(single, workload, name, space, target=self._target, threads=1, limit=1)
-            for config, record in near:
-                assert record.time_s is not None
-                scale = flops(workload) / flops(parse(record.workload))
-                seconds = scale * record.time_s
-                return _Alone(kernel=name, config=config, seconds=seconds, exact=False)
-        return None
+        near = nearest(single, workload, target=self._target, threads=1)
+        if near is None:
+            return None
+        config, record = near
+        assert record.time_s is not None
+        seconds = record.time_s * flops(workload) / flops(parse(record.workload))
+        return _Alone(kernel=record.kernel, config=config, seconds=seconds, exact=False)
 
     def _space(self, workload: Workload, name: str) -> Space:
         if (workload, name) not in self._spaces:
