@@ -5,10 +5,11 @@ Maths   y[n,ho,wo,c] = act(bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*strid
         x outside the image reads as 0.
 Shapes  x (N,Hi,Wi,C)  wt (K,K,C)  bias (C,)  y (N,Ho,Wo,C); wt and bias padded to whole blocks
 Types   storage workload.dtype, bias and accumulation float32.
-Tiling  One program computes BLOCK_HO * ROWS rows x BLOCK_WO columns x BLOCK_C channels of one
-        image. A thread has ROWS rows of one or a few columns, one below the other: rows of the
-        input under several of them are loaded once. Its loads are of BLOCK_HO * BLOCK_WO * BLOCK_C
-        / threads channels, at most 16 bytes: the tile and the warps decide how wide.
+Tiling  One program computes BLOCK_HO * ROWS rows x BLOCK_WO * COLUMNS columns x BLOCK_C channels
+        of one image. A thread has patches of ROWS x COLUMNS outputs: what several of them see is
+        loaded once and made float32 once, which takes as long as multiplying it. Its loads are of
+        BLOCK_HO * BLOCK_WO * BLOCK_C / threads channels, at most 16 bytes: the tile and the warps
+        decide how wide.
 Limits  one filter a channel, no dilation; windows up to 7x7, because taps are unrolled; less than
         2**30 elements an image.
 Source  own.
@@ -42,7 +43,7 @@ from kernels.triton.tile import (
 from kernels.workload import ITEM_BYTES, Depthwise, Workload
 from targets.target import Target
 
-TILE = ("BLOCK_HO", "BLOCK_WO", "BLOCK_C", "ROWS")
+TILE = ("BLOCK_HO", "BLOCK_WO", "BLOCK_C", "ROWS", "COLUMNS")
 NUM_WARPS = (1, 2, 4, 8)
 
 
@@ -62,21 +63,23 @@ def space(workload: Depthwise, target: Target) -> Space:
     columns = choices((1, 2, 4, 8, 16), workload.Wo)
     heights = choices((1, 2, 4), workload.Ho)
     rows = choices((1, 2, 4), workload.Ho)
-    finest: Config = {"BLOCK_HO": 1, "BLOCK_WO": 1, "BLOCK_C": channels[0], "ROWS": 1}
+    beside = choices((1, 2, 4), workload.Wo)
+    finest: Config = dict.fromkeys(TILE, 1) | {"BLOCK_C": channels[0]}
     fill = min(sms, _programs(workload, finest)) // 4
-    default = _default(workload, sms, (heights, columns, channels, rows))
+    default = _default(workload, sms, (heights, columns, channels, rows, beside))
     # Elements of a load; an image of a few pixels has not so many for every thread of a warp.
     wide = min(WIDEST_BYTES / ITEM_BYTES[workload.dtype], heights[-1] * columns[-1] / 2)
 
     def elements(config: Config) -> float:
-        """That a thread has of one row."""
+        """That a thread has of one row and column of its patches."""
         pixels = int(config["BLOCK_HO"]) * int(config["BLOCK_WO"])
         return pixels * int(config["BLOCK_C"]) / (WARP * int(config["NUM_WARPS"]))
 
     def registers(config: Config) -> float:
         """Sums, and the taps of the channels that a thread loads at once."""
         loaded = min(elements(config), WIDEST_BYTES / ITEM_BYTES[workload.dtype])
-        return elements(config) * int(config["ROWS"]) + loaded * min(workload.K**2, 9)
+        sums = elements(config) * int(config["ROWS"]) * int(config["COLUMNS"])
+        return sums + loaded * min(workload.K**2, 9)
 
     def worthwhile(config: Config) -> bool:
         """Narrow loads only where wide ones would leave SMs idle."""
@@ -91,6 +94,7 @@ def space(workload: Depthwise, target: Target) -> Space:
             Knob("BLOCK_WO", columns, default["BLOCK_WO"]),
             Knob("BLOCK_C", channels, default["BLOCK_C"]),
             Knob("ROWS", rows, default["ROWS"]),
+            Knob("COLUMNS", beside, default["COLUMNS"]),
             Knob("ORDER", ("channels", "pixels"), "channels"),
             Knob("NUM_WARPS", NUM_WARPS, default["NUM_WARPS"]),
         ),
@@ -107,6 +111,10 @@ def space(workload: Depthwise, target: Target) -> Space:
             Constraint(
                 "rows overrun by less than a half",
                 lambda c: int(c["BLOCK_HO"]) * int(c["ROWS"]) < 2 * cover(workload.Ho),
+            ),
+            Constraint(
+                "columns overrun by less than a half",
+                lambda c: int(c["BLOCK_WO"]) * int(c["COLUMNS"]) < 2 * cover(workload.Wo),
             ),
             Constraint(
                 "order matters between blocks of channels",
@@ -136,10 +144,11 @@ def _depthwise(
     BLOCK_WO: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     ORDER: tl.constexpr,
 ) -> None:
     BLOCKS_HO: tl.constexpr = triton.cdiv(Ho, BLOCK_HO * ROWS)
-    BLOCKS_WO: tl.constexpr = triton.cdiv(Wo, BLOCK_WO)
+    BLOCKS_WO: tl.constexpr = triton.cdiv(Wo, BLOCK_WO * COLUMNS)
     BLOCKS_C: tl.constexpr = triton.cdiv(C, BLOCK_C)
     block = tl.program_id(0)
     if ORDER == "channels":
@@ -150,36 +159,42 @@ def _depthwise(
         block_c = block // (tl.num_programs(0) // BLOCKS_C)
 
     pixel = tl.arange(0, BLOCK_HO * BLOCK_WO)  # (BLOCK_HO*BLOCK_WO,), as all of these
-    wo = tile % BLOCKS_WO * BLOCK_WO + pixel % BLOCK_WO
+    wo = (tile % BLOCKS_WO * BLOCK_WO + pixel % BLOCK_WO) * COLUMNS
     ho = (tile // BLOCKS_WO % BLOCKS_HO * BLOCK_HO + pixel // BLOCK_WO) * ROWS
     n = (tile // (BLOCKS_WO * BLOCKS_HO)).to(tl.int64)
     c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)  # (BLOCK_C,)
     inside_c = (c < C)[None, :]
-    image = x + n * (Hi * Wi * C)
+    h = ho * stride - top
+    w = wo * stride - left
+    # Of each window's first tap, (BLOCK_HO*BLOCK_WO, BLOCK_C): all that is added to it are
+    # constants, which are part of the loads.
+    corner = x + n * (Hi * Wi * C) + ((h * Wi + w) * C)[:, None] + c[None, :]
 
-    # Every load stands before the first store: with none between them the compiler takes the loads
-    # of a row that two outputs need for one.
-    rows = ()
-    for row in tl.static_range(ROWS):
-        acc = tl.zeros((BLOCK_HO * BLOCK_WO, BLOCK_C), tl.float32)
-        for kh in tl.static_range(K):
-            h = ho * stride - top + (row * stride + kh)
-            for kw in tl.static_range(K):
-                w = wo * stride - left + kw
-                inside = ((h >= 0) & (h < Hi) & (w >= 0) & (w < Wi))[:, None] & inside_c
-                at = ((h * Wi + w) * C)[:, None] + c[None, :]
-                value = tl.load(image + at, mask=inside, other=0.0)  # (BLOCK_HO*BLOCK_WO, BLOCK_C)
-                tap = tl.load(wt + (kh * K + kw) * (BLOCKS_C * BLOCK_C) + c)  # (BLOCK_C,)
-                acc += value.to(tl.float32) * tap.to(tl.float32)[None, :]
-        row_y = activate(acc + tl.load(bias + c)[None, :], ACTIVATION)
+    # Every load stands before the first store: with none between them the compiler takes those of
+    # what several outputs see for one.
+    shift = tl.load(bias + c)[None, :]
+    patch = ()
+    for output in tl.static_range(ROWS * COLUMNS):
+        acc = tl.zeros((BLOCK_HO * BLOCK_WO, BLOCK_C), tl.float32) + shift
+        for tap in tl.static_range(K * K):
+            below = output // COLUMNS * stride + tap // K
+            right = output % COLUMNS * stride + tap % K
+            inside = (h >= -below) & (h < Hi - below) & (w >= -right) & (w < Wi - right)
+            value = tl.load(
+                corner + (below * Wi + right) * C, mask=inside[:, None] & inside_c, other=0.0
+            )  # (BLOCK_HO*BLOCK_WO, BLOCK_C)
+            weight = tl.load(wt + tap * (BLOCKS_C * BLOCK_C) + c)  # (BLOCK_C,)
+            acc += value.to(tl.float32) * weight.to(tl.float32)[None, :]
         # Triton knows no starred expression.
-        rows = rows + (row_y,)  # type: ignore[assignment]  # noqa: RUF005
+        patch = patch + (activate(acc, ACTIVATION),)  # type: ignore[assignment]  # noqa: RUF005
 
-    image = y + n * (Ho * Wo * C)
-    for row in tl.static_range(ROWS):
-        inside = ((ho + row < Ho) & (wo < Wo))[:, None] & inside_c
-        at = (((ho + row) * Wo + wo) * C)[:, None] + c[None, :]
-        tl.store(image + at, rows[row].to(y.dtype.element_ty), mask=inside)
+    place = y + n * (Ho * Wo * C) + ((ho * Wo + wo) * C)[:, None] + c[None, :]
+    for output in tl.static_range(ROWS * COLUMNS):
+        row = output // COLUMNS
+        column = output % COLUMNS
+        inside = ((ho < Ho - row) & (wo < Wo - column))[:, None] & inside_c
+        at = place + (row * Wo + column) * C
+        tl.store(at, patch[output].to(y.dtype.element_ty), mask=inside)
 
 
 def call(workload: Depthwise, config: Config, target: Target) -> Call:
@@ -221,12 +236,13 @@ def pack(workload: Depthwise, config: Config, weights: tuple[Array, ...]) -> tup
 
 
 def _default(workload: Depthwise, sms: int, choices: tuple[tuple[int, ...], ...]) -> Config:
-    tiles = ((4, 8, 64, 2, 4), (2, 8, 64, 2, 4), (2, 8, 64, 1, 4), (2, 8, 32, 1, 2))
+    tiles = ((4, 4, 64, 2, 2, 4), (2, 4, 64, 2, 2, 4), (2, 8, 64, 1, 1, 4), (2, 8, 32, 1, 1, 2))
     wanted = (dict(zip((*TILE, "NUM_WARPS"), tile, strict=True)) for tile in tiles)
     return filling(wanted, dict(zip(TILE, choices, strict=True)), partial(_programs, workload), sms)
 
 
 def _programs(workload: Depthwise, config: Config) -> int:
     rows = int(config["BLOCK_HO"]) * int(config["ROWS"])
-    tiles = workload.N * blocks(workload.Ho, rows) * blocks(workload.Wo, int(config["BLOCK_WO"]))
+    columns = int(config["BLOCK_WO"]) * int(config["COLUMNS"])
+    tiles = workload.N * blocks(workload.Ho, rows) * blocks(workload.Wo, columns)
     return tiles * blocks(workload.C, int(config["BLOCK_C"]))

@@ -57,7 +57,7 @@ def space(workload: Pointwise, target: Target) -> Space:
     P = workload.pixels
     pixels = choices((16, 32, 64, 128), P, least=16)
     outputs = choices((16, 32, 64, 128, 256), workload.Co, least=16)[-4:]
-    inputs = choices((16, 32, 64, 128), workload.Ci, least=16)[-2:]
+    inputs = choices((16, 32, 64, 128, 256), workload.Ci, least=16)[-3:]
     if dtype == "float32":
         inputs = choices((16, 32), workload.Ci, least=16)[-1:]
     words = precisions(dtype, target)
@@ -97,7 +97,7 @@ def space(workload: Pointwise, target: Target) -> Space:
             Knob("SPLIT_CI", (1, 2, 4), 1),
             Knob("PRECISION", words, words[-1]),
             Knob("NUM_WARPS", (4, 8), 4),
-            Knob("NUM_STAGES", (2, 3, 4), 3),
+            Knob("NUM_STAGES", (2, 3, 4, 5), 3),
         ),
         constraints=(
             Constraint(

@@ -11,7 +11,9 @@ Types   storage workload.dtype, biases and accumulation float32; z is rounded to
 Tiling  One program computes BLOCK_P pixels x BLOCK_CO channels. For BLOCK_C channels at a time it
         makes z in registers and multiplies it by their weights on tensor cores: z never reaches
         memory, and is made anew for each BLOCK_CO channels. WINDOW says whether one row of taps or
-        the whole window is loaded at once: the whole takes registers and waits once. The pixels are
+        the whole window is loaded at once, or ahead, while the step before is computed: the whole
+        takes registers and waits once a step, and ahead takes twice as many and waits once in all.
+        The pixels are
         BLOCK_WO columns of some rows of one image, or, with BLOCK_WO = 0, follow on each other
         across rows and images, which leaves none idle where images are small.
 Limits  no dilation; windows up to 7x7, because taps are unrolled; less than 2**30 elements an image
@@ -83,7 +85,7 @@ def space(workload: Separable, target: Target) -> Space:
 
     def loaded(config: Config) -> float:
         """Registers for z and for as many taps and pixels as are under way at once."""
-        rows = 1 if config["WINDOW"] == "rows" else workload.K
+        rows = {"rows": 1, "whole": workload.K, "ahead": 2 * workload.K}[str(config["WINDOW"])]
         return between(config) * ITEM_BYTES[dtype] / 2 * (1 + workload.K * rows)
 
     def tile_bytes(config: Config) -> int:
@@ -106,7 +108,7 @@ def space(workload: Separable, target: Target) -> Space:
             Knob("BLOCK_WO", (0, 8, 16), default["BLOCK_WO"]),
             Knob("BLOCK_CO", outputs, default["BLOCK_CO"]),
             Knob("BLOCK_C", channels, default["BLOCK_C"]),
-            Knob("WINDOW", ("rows", "whole"), default["WINDOW"]),
+            Knob("WINDOW", ("rows", "whole", "ahead"), default["WINDOW"]),
             Knob("PRECISION", words, words[-1]),
             Knob("NUM_WARPS", (4, 8), default["NUM_WARPS"]),
         ),
@@ -124,6 +126,10 @@ def space(workload: Separable, target: Target) -> Space:
                 lambda c: tile_bytes(c) <= gpu.shared_per_block_bytes,
             ),
             Constraint("taps load as pixels do", lambda c: int(c["BLOCK_C"]) < threads(c)),
+            Constraint(
+                "who looks ahead has steps",
+                lambda c: c["WINDOW"] != "ahead" or int(c["BLOCK_C"]) < workload.C,
+            ),
             Constraint("tiles hold few idle pixels", columns_fit),
             Constraint("SMs have work", lambda c: _programs(workload, c) >= fill),
             Constraint(
@@ -138,12 +144,37 @@ def space(workload: Separable, target: Target) -> Space:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _seen(
+    corner: tl.tensor,
+    h: tl.tensor,
+    w: tl.tensor,
+    c: tl.tensor,
+    exists: tl.tensor,
+    kh: tl.tensor,
+    kw: tl.tensor,
+    Hi: tl.constexpr,
+    Wi: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> tl.tensor:
+    """What the tap (kh, kw) sees of x, (BLOCK_P, BLOCK_C), of windows that begin at h and w.
+
+    corner  where x has their first taps, (BLOCK_P,): what is added to it is the same for all
+            threads, and where kh is a constant, part of the load
+    """
+    inside = (exists & (h >= -kh) & (h < Hi - kh) & (w >= -kw) & (w < Wi - kw))[:, None]
+    if C % BLOCK_C != 0:
+        inside = inside & (c < C)[None, :]
+    at = corner[:, None] + c[None, :] + (kh * Wi + kw) * C
+    return tl.load(at, mask=inside, other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _row(
-    images: tl.tensor,
+    corner: tl.tensor,
     dw_wt: tl.tensor,
-    n: tl.tensor,
-    ho: tl.tensor,
-    wo: tl.tensor,
+    h: tl.tensor,
+    w: tl.tensor,
     c: tl.tensor,
     exists: tl.tensor,
     kh: tl.tensor,
@@ -151,22 +182,13 @@ def _row(
     Wi: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
-    stride: tl.constexpr,
-    top: tl.constexpr,
-    left: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> tl.tensor:
     """The sum over one row of the window, (BLOCK_P, BLOCK_C)."""
     row = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    h = ho * stride - top + kh
     for kw in tl.static_range(K):
-        w = wo * stride - left + kw
-        inside = (exists & (h >= 0) & (h < Hi) & (w >= 0) & (w < Wi))[:, None]
-        if C % BLOCK_C != 0:
-            inside = inside & (c < C)[None, :]
-        at = (((n * Hi + h) * Wi + w) * C)[:, None] + c[None, :]
-        value = tl.load(images + at, mask=inside, other=0.0)  # (BLOCK_P, BLOCK_C)
+        value = _seen(corner, h, w, c, exists, kh, kw, Hi, Wi, C, BLOCK_C)  # (BLOCK_P, BLOCK_C)
         tap = tl.load(dw_wt + (kh * K + kw) * (triton.cdiv(C, BLOCK_C) * BLOCK_C) + c)  # (BLOCK_C,)
         row += value.to(tl.float32) * tap.to(tl.float32)[None, :]
     return row
@@ -221,30 +243,64 @@ def _separable(
         wo = tile % BLOCKS_WO * BLOCK_WO + pixel % BLOCK_WO
         exists = (ho < Ho) & (wo < Wo)
 
-    images = x + first.to(tl.int64) * (Hi * Wi * C)
+    h = ho * stride - top
+    w = wo * stride - left
+    corner = x + first.to(tl.int64) * (Hi * Wi * C) + ((n * Hi + h) * Wi + w) * C  # (BLOCK_P,)
     acc = tl.zeros((BLOCK_P, BLOCK_CO), tl.float32)
-    for block in range(BLOCKS_C):
-        c = block * BLOCK_C + tl.arange(0, BLOCK_C)  # (BLOCK_C,)
-        # Asked for before the pixels, so that it arrives while those are summed.
+    if WINDOW == "ahead":
+        c = tl.arange(0, BLOCK_C)  # (BLOCK_C,)
+        seen = ()
+        taps = ()
+        for tap in tl.static_range(K * K):
+            value = _seen(corner, h, w, c, exists, tap // K, tap % K, Hi, Wi, C, BLOCK_C)
+            seen = seen + (value,)  # type: ignore[assignment]  # noqa: RUF005
+            value = tl.load(dw_wt + tap * (BLOCKS_C * BLOCK_C) + c)
+            taps = taps + (value,)  # type: ignore[assignment]  # noqa: RUF005
+        shift = tl.load(dw_bias + c)
         filters = tl.load(wt + c[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
-        z = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-        # Loops, not unrolled here: their result is changed to the layout of tl.dot as a whole. From
-        # sums in plain sight the compiler would move that change up to each load, 9 of them.
-        if WINDOW == "rows":
-            for kh in range(K):
-                z += _row(
-                    images, dw_wt, n, ho, wo, c, exists, kh,
-                    Hi, Wi, C, K, stride, top, left, BLOCK_P, BLOCK_C,
-                )  # fmt: skip
-        else:
-            for _ in range(tl.num_programs(1)):  # which is 1, but the compiler does not know
-                for kh in tl.static_range(K):
+        for block in range(BLOCKS_C):
+            # What the next step needs; the last one asks for its own once more.
+            c = min(block + 1, BLOCKS_C - 1) * BLOCK_C + tl.arange(0, BLOCK_C)
+            next_seen = ()
+            next_taps = ()
+            for tap in tl.static_range(K * K):
+                value = _seen(corner, h, w, c, exists, tap // K, tap % K, Hi, Wi, C, BLOCK_C)
+                next_seen = next_seen + (value,)  # type: ignore[assignment]  # noqa: RUF005
+                value = tl.load(dw_wt + tap * (BLOCKS_C * BLOCK_C) + c)
+                next_taps = next_taps + (value,)  # type: ignore[assignment]  # noqa: RUF005
+            next_shift = tl.load(dw_bias + c)
+            next_filters = tl.load(wt + c[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
+            z = tl.zeros((BLOCK_P, BLOCK_C), tl.float32) + shift[None, :]
+            for tap in tl.static_range(K * K):
+                z += seen[tap].to(tl.float32) * taps[tap].to(tl.float32)[None, :]
+            z = activate(z, ACTIVATION)
+            acc = tl.dot(z.to(x.dtype.element_ty), filters, acc, input_precision=PRECISION)
+            seen = next_seen
+            taps = next_taps
+            shift = next_shift
+            filters = next_filters
+    else:
+        for block in range(BLOCKS_C):
+            c = block * BLOCK_C + tl.arange(0, BLOCK_C)  # (BLOCK_C,)
+            # Asked for before the pixels, so that it arrives while those are summed.
+            filters = tl.load(wt + c[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
+            z = tl.zeros((BLOCK_P, BLOCK_C), tl.float32) + tl.load(dw_bias + c)[None, :]
+            # Loops, not unrolled here: their result is changed to the layout of tl.dot as a whole.
+            # From sums in plain sight the compiler would move that change up to each load, 9 of
+            # them.
+            if WINDOW == "rows":
+                for kh in range(K):
                     z += _row(
-                        images, dw_wt, n, ho, wo, c, exists, kh,
-                        Hi, Wi, C, K, stride, top, left, BLOCK_P, BLOCK_C,
-                    )  # fmt: skip
-        z = activate(z + tl.load(dw_bias + c)[None, :], ACTIVATION)
-        acc = tl.dot(z.to(x.dtype.element_ty), filters, acc, input_precision=PRECISION)
+                        corner, dw_wt, h, w, c, exists, kh, Hi, Wi, C, K, BLOCK_P, BLOCK_C
+                    )
+            else:
+                for _ in range(tl.num_programs(1)):  # which is 1, but the compiler does not know
+                    for kh in tl.static_range(K):
+                        z += _row(
+                            corner, dw_wt, h, w, c, exists, kh, Hi, Wi, C, K, BLOCK_P, BLOCK_C
+                        )
+            z = activate(z, ACTIVATION)
+            acc = tl.dot(z.to(x.dtype.element_ty), filters, acc, input_precision=PRECISION)
 
     acc = activate(acc + tl.load(bias + co)[None, :], ACTIVATION)
     inside = exists[:, None]
