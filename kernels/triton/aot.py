@@ -60,13 +60,20 @@ def compile_call(call: Call, target: Target) -> tuple[Binary, ...]:
 def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Binary:
     gpu, arch = target.gpu, target.gpu.arch
     threads = WARP * launch.num_warps
-    most = min(gpu.registers_per_thread, gpu.registers_per_sm // threads // 8 * 8)
-    alone = launch.programs <= gpu.sms
-    made = _made(launch, dtypes, arch, most if alone else None)
+    each = -(-launch.programs // gpu.sms)  # blocks of an SM, where all run at once
+    most, share = (
+        min(gpu.registers_per_thread, gpu.registers_per_sm // (threads * blocks) // 8 * 8)
+        for blocks in (1, each)
+    )
     # Left to itself ptxas saves registers, at times by spilling some, to make room for more blocks
     # on an SM. Where there are none, more loads under way are worth more; and spills never are.
-    if not alone and resources(made.asm["cubin"]).frame_bytes:
-        made = _made(launch, dtypes, arch, most)
+    made = _made(launch, dtypes, arch, most if each == 1 else None)
+    if each > 1:
+        used = resources(made.asm["cubin"])
+        if used.registers < share and threads * each <= gpu.threads_per_sm:
+            made = _made(launch, dtypes, arch, share)
+        elif used.frame_bytes:
+            made = _made(launch, dtypes, arch, most)
     allowed = gpu.shared_per_block_bytes
     if made.metadata.shared > allowed:
         raise ValueError(

@@ -64,7 +64,8 @@ def space(workload: Depthwise, target: Target) -> Space:
     heights = choices((1, 2, 4), workload.Ho)
     rows = choices((1, 2, 4), workload.Ho)
     beside = choices((1, 2, 4), workload.Wo)
-    finest: Config = dict.fromkeys(TILE, 1) | {"BLOCK_C": channels[0]}
+    finest: Config = dict.fromkeys(TILE, 1)
+    finest["BLOCK_C"] = channels[0]
     fill = min(sms, _programs(workload, finest)) // 4
     default = _default(workload, sms, (heights, columns, channels, rows, beside))
     # Elements of a load; an image of a few pixels has not so many for every thread of a warp.
@@ -173,7 +174,7 @@ def _depthwise(
     # Every load stands before the first store: with none between them the compiler takes those of
     # what several outputs see for one.
     shift = tl.load(bias + c)[None, :]
-    patch = ()
+    patch: tl.tuple = ()
     for output in tl.static_range(ROWS * COLUMNS):
         acc = tl.zeros((BLOCK_HO * BLOCK_WO, BLOCK_C), tl.float32) + shift
         for tap in tl.static_range(K * K):
@@ -185,8 +186,7 @@ def _depthwise(
             )  # (BLOCK_HO*BLOCK_WO, BLOCK_C)
             weight = tl.load(wt + tap * (BLOCKS_C * BLOCK_C) + c)  # (BLOCK_C,)
             acc += value.to(tl.float32) * weight.to(tl.float32)[None, :]
-        # Triton knows no starred expression.
-        patch = patch + (activate(acc, ACTIVATION),)  # type: ignore[assignment]  # noqa: RUF005
+        patch = patch + (activate(acc, ACTIVATION),)
 
     place = y + n * (Ho * Wo * C) + ((ho * Wo + wo) * C)[:, None] + c[None, :]
     for output in tl.static_range(ROWS * COLUMNS):

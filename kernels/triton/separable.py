@@ -8,14 +8,15 @@ Shapes  x (N,Hi,Wi,C)  dw_wt (K,K,C)  dw_bias (C,)  wt (C,Co)  bias (Co,)  y (N,
         padded to whole blocks
 Types   storage workload.dtype, biases and accumulation float32; z is rounded to workload.dtype
         between the two; PRECISION says how float32 is multiplied, see tile.precisions.
-Tiling  One program computes BLOCK_P pixels x BLOCK_CO channels. For BLOCK_C channels at a time it
-        makes z in registers and multiplies it by their weights on tensor cores: z never reaches
-        memory, and is made anew for each BLOCK_CO channels. WINDOW says whether one row of taps or
+Tiling  One program computes BLOCK_P patches of ROWS x COLUMNS pixels x BLOCK_CO channels. For
+        BLOCK_C channels at a time it makes z in registers and multiplies it by their weights on
+        tensor cores, one product for each place of a patch: z never reaches memory, and is made
+        anew for each BLOCK_CO channels. What several pixels of a patch see is loaded, and made
+        float32, once. WINDOW says whether one row of taps or
         the whole window is loaded at once, or ahead, while the step before is computed: the whole
         takes registers and waits once a step, and ahead takes twice as many and waits once in all.
-        The pixels are
-        BLOCK_WO columns of some rows of one image, or, with BLOCK_WO = 0, follow on each other
-        across rows and images, which leaves none idle where images are small.
+        The patches are BLOCK_WO columns of some rows of one image, or, with BLOCK_WO = 0, follow
+        on each other across rows and images, which leaves none idle where images are small.
 Limits  no dilation; windows up to 7x7, because taps are unrolled; less than 2**30 elements an image
         and pixels.
 Source  own.
@@ -49,6 +50,7 @@ from kernels.workload import ITEM_BYTES, Separable, Workload
 from targets.target import Target
 
 TILE = ("BLOCK_P", "BLOCK_CO", "BLOCK_C")
+PATCH = ("ROWS", "COLUMNS")
 
 
 def supports(workload: Workload, target: Target) -> bool:
@@ -75,18 +77,23 @@ def space(workload: Separable, target: Target) -> Space:
     def threads(config: Config) -> int:
         return WARP * int(config["NUM_WARPS"])
 
+    def patch(config: Config) -> int:
+        return int(config["ROWS"]) * int(config["COLUMNS"])
+
     def sums(config: Config) -> float:
         """That a thread has of y."""
-        return int(config["BLOCK_P"]) * int(config["BLOCK_CO"]) / threads(config)
+        pixels = int(config["BLOCK_P"]) * patch(config)
+        return pixels * int(config["BLOCK_CO"]) / threads(config)
 
     def between(config: Config) -> float:
-        """That a thread has of z."""
+        """That a thread has of z at each place of a patch."""
         return int(config["BLOCK_P"]) * int(config["BLOCK_C"]) / threads(config)
 
     def loaded(config: Config) -> float:
         """Registers for z and for as many taps and pixels as are under way at once."""
         rows = {"rows": 1, "whole": workload.K, "ahead": 2 * workload.K}[str(config["WINDOW"])]
-        return between(config) * ITEM_BYTES[dtype] / 2 * (1 + workload.K * rows)
+        taps = workload.K * rows * ITEM_BYTES[dtype] / 4
+        return between(config) * (patch(config) + taps)
 
     def tile_bytes(config: Config) -> int:
         """The operands of one step in shared memory; the tile that is stored takes their place."""
@@ -97,7 +104,7 @@ def space(workload: Separable, target: Target) -> Space:
         """Whole rows of the tile, and no more idle pixels in it than a quarter."""
         if config["BLOCK_WO"] == 0:
             return True
-        whole = _tiles(workload, config) * int(config["BLOCK_P"])
+        whole = _tiles(workload, config) * int(config["BLOCK_P"]) * patch(config)
         rows = int(config["BLOCK_P"]) // int(config["BLOCK_WO"])
         used = workload.N * workload.Ho * workload.Wo
         return rows >= 2 and 4 * used >= 3 * whole
@@ -108,6 +115,8 @@ def space(workload: Separable, target: Target) -> Space:
             Knob("BLOCK_WO", (0, 8, 16), default["BLOCK_WO"]),
             Knob("BLOCK_CO", outputs, default["BLOCK_CO"]),
             Knob("BLOCK_C", channels, default["BLOCK_C"]),
+            Knob("ROWS", (1, 2), default["ROWS"]),
+            Knob("COLUMNS", (1, 2), default["COLUMNS"]),
             Knob("WINDOW", ("rows", "whole", "ahead"), default["WINDOW"]),
             Knob("PRECISION", words, words[-1]),
             Knob("NUM_WARPS", (4, 8), default["NUM_WARPS"]),
@@ -129,6 +138,9 @@ def space(workload: Separable, target: Target) -> Space:
             Constraint(
                 "who looks ahead has steps",
                 lambda c: c["WINDOW"] != "ahead" or int(c["BLOCK_C"]) < workload.C,
+            ),
+            Constraint(
+                "a patch sees the whole window", lambda c: patch(c) == 1 or c["WINDOW"] == "whole"
             ),
             Constraint("tiles hold few idle pixels", columns_fit),
             Constraint("SMs have work", lambda c: _programs(workload, c) >= fill),
@@ -170,31 +182,6 @@ def _seen(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _row(
-    corner: tl.tensor,
-    dw_wt: tl.tensor,
-    h: tl.tensor,
-    w: tl.tensor,
-    c: tl.tensor,
-    exists: tl.tensor,
-    kh: tl.tensor,
-    Hi: tl.constexpr,
-    Wi: tl.constexpr,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-) -> tl.tensor:
-    """The sum over one row of the window, (BLOCK_P, BLOCK_C)."""
-    row = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for kw in tl.static_range(K):
-        value = _seen(corner, h, w, c, exists, kh, kw, Hi, Wi, C, BLOCK_C)  # (BLOCK_P, BLOCK_C)
-        tap = tl.load(dw_wt + (kh * K + kw) * (triton.cdiv(C, BLOCK_C) * BLOCK_C) + c)  # (BLOCK_C,)
-        row += value.to(tl.float32) * tap.to(tl.float32)[None, :]
-    return row
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _separable(
     x: tl.tensor,
     dw_wt: tl.tensor,
@@ -219,96 +206,116 @@ def _separable(
     BLOCK_WO: tl.constexpr,
     BLOCK_CO: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     WINDOW: tl.constexpr,
 ) -> None:
     BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)
     BLOCKS_C: tl.constexpr = triton.cdiv(C, BLOCK_C)
+    PATCHES_H: tl.constexpr = triton.cdiv(Ho, ROWS)  # of an image
+    PATCHES_W: tl.constexpr = triton.cdiv(Wo, COLUMNS)
     tile = tl.program_id(0) // BLOCKS_CO
     co = tl.program_id(0) % BLOCKS_CO * BLOCK_CO + tl.arange(0, BLOCK_CO)  # (BLOCK_CO,)
-    pixel = tl.arange(0, BLOCK_P)  # (BLOCK_P,), as n, ho, wo; n counts from the tile's first image
+    p = tl.arange(0, BLOCK_P)  # (BLOCK_P,), patches, as n, ho, wo; n counts from the first image
     if BLOCK_WO == 0:
-        first = tile * BLOCK_P // (Ho * Wo)
-        p = tile * BLOCK_P - first * (Ho * Wo) + pixel
-        n = p // (Ho * Wo)
-        ho = p // Wo % Ho
-        wo = p % Wo
+        first = tile * BLOCK_P // (PATCHES_H * PATCHES_W)
+        p += tile * BLOCK_P - first * (PATCHES_H * PATCHES_W)
+        n = p // (PATCHES_H * PATCHES_W)
+        ho = p // PATCHES_W % PATCHES_H * ROWS
+        wo = p % PATCHES_W * COLUMNS
         exists = first + n < N
     else:
         BLOCK_HO: tl.constexpr = BLOCK_P // BLOCK_WO
-        BLOCKS_HO: tl.constexpr = triton.cdiv(Ho, BLOCK_HO)
-        BLOCKS_WO: tl.constexpr = triton.cdiv(Wo, BLOCK_WO)
+        BLOCKS_HO: tl.constexpr = triton.cdiv(PATCHES_H, BLOCK_HO)
+        BLOCKS_WO: tl.constexpr = triton.cdiv(PATCHES_W, BLOCK_WO)
         first = tile // (BLOCKS_HO * BLOCKS_WO)
         n = tl.zeros((BLOCK_P,), tl.int32)
-        ho = tile // BLOCKS_WO % BLOCKS_HO * BLOCK_HO + pixel // BLOCK_WO
-        wo = tile % BLOCKS_WO * BLOCK_WO + pixel % BLOCK_WO
+        ho = (tile // BLOCKS_WO % BLOCKS_HO * BLOCK_HO + p // BLOCK_WO) * ROWS
+        wo = (tile % BLOCKS_WO * BLOCK_WO + p % BLOCK_WO) * COLUMNS
         exists = (ho < Ho) & (wo < Wo)
 
     h = ho * stride - top
     w = wo * stride - left
     corner = x + first.to(tl.int64) * (Hi * Wi * C) + ((n * Hi + h) * Wi + w) * C  # (BLOCK_P,)
-    acc = tl.zeros((BLOCK_P, BLOCK_CO), tl.float32)
+    sums: tl.tuple = ()  # a patch's outputs, each (BLOCK_P, BLOCK_CO)
+    for _ in tl.static_range(ROWS * COLUMNS):
+        sums = sums + (tl.zeros((BLOCK_P, BLOCK_CO), tl.float32) + tl.load(bias + co)[None, :],)
     if WINDOW == "ahead":
         c = tl.arange(0, BLOCK_C)  # (BLOCK_C,)
-        seen = ()
-        taps = ()
+        seen: tl.tuple = ()
+        taps: tl.tuple = ()
         for tap in tl.static_range(K * K):
-            value = _seen(corner, h, w, c, exists, tap // K, tap % K, Hi, Wi, C, BLOCK_C)
-            seen = seen + (value,)  # type: ignore[assignment]  # noqa: RUF005
-            value = tl.load(dw_wt + tap * (BLOCKS_C * BLOCK_C) + c)
-            taps = taps + (value,)  # type: ignore[assignment]  # noqa: RUF005
+            seen = seen + (_seen(corner, h, w, c, exists, tap // K, tap % K, Hi, Wi, C, BLOCK_C),)
+            taps = taps + (tl.load(dw_wt + tap * (BLOCKS_C * BLOCK_C) + c),)
         shift = tl.load(dw_bias + c)
         filters = tl.load(wt + c[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
         for block in range(BLOCKS_C):
             # What the next step needs; the last one asks for its own once more.
             c = min(block + 1, BLOCKS_C - 1) * BLOCK_C + tl.arange(0, BLOCK_C)
-            next_seen = ()
-            next_taps = ()
+            next_seen: tl.tuple = ()
+            next_taps: tl.tuple = ()
             for tap in tl.static_range(K * K):
-                value = _seen(corner, h, w, c, exists, tap // K, tap % K, Hi, Wi, C, BLOCK_C)
-                next_seen = next_seen + (value,)  # type: ignore[assignment]  # noqa: RUF005
-                value = tl.load(dw_wt + tap * (BLOCKS_C * BLOCK_C) + c)
-                next_taps = next_taps + (value,)  # type: ignore[assignment]  # noqa: RUF005
+                next_seen = next_seen + (
+                    _seen(corner, h, w, c, exists, tap // K, tap % K, Hi, Wi, C, BLOCK_C),
+                )
+                next_taps = next_taps + (tl.load(dw_wt + tap * (BLOCKS_C * BLOCK_C) + c),)
             next_shift = tl.load(dw_bias + c)
             next_filters = tl.load(wt + c[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
             z = tl.zeros((BLOCK_P, BLOCK_C), tl.float32) + shift[None, :]
             for tap in tl.static_range(K * K):
                 z += seen[tap].to(tl.float32) * taps[tap].to(tl.float32)[None, :]
-            z = activate(z, ACTIVATION)
-            acc = tl.dot(z.to(x.dtype.element_ty), filters, acc, input_precision=PRECISION)
+            z = activate(z, ACTIVATION).to(x.dtype.element_ty)
+            sums = (tl.dot(z, filters, sums[0], input_precision=PRECISION),)
             seen = next_seen
             taps = next_taps
             shift = next_shift
             filters = next_filters
     else:
+        # Rows of the window at once. The loop over them is none that the compiler unrolls, even
+        # where there is one turn: what it makes is changed to the layout of tl.dot as a whole. From
+        # sums in plain sight the compiler would move that change up to each load, 9 of them.
+        AT_ONCE: tl.constexpr = K if WINDOW == "whole" else 1
+        turns = K // AT_ONCE * tl.num_programs(1)  # which is 1, but the compiler does not know
         for block in range(BLOCKS_C):
             c = block * BLOCK_C + tl.arange(0, BLOCK_C)  # (BLOCK_C,)
             # Asked for before the pixels, so that it arrives while those are summed.
             filters = tl.load(wt + c[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
-            z = tl.zeros((BLOCK_P, BLOCK_C), tl.float32) + tl.load(dw_bias + c)[None, :]
-            # Loops, not unrolled here: their result is changed to the layout of tl.dot as a whole.
-            # From sums in plain sight the compiler would move that change up to each load, 9 of
-            # them.
-            if WINDOW == "rows":
-                for kh in range(K):
-                    z += _row(
-                        corner, dw_wt, h, w, c, exists, kh, Hi, Wi, C, K, BLOCK_P, BLOCK_C
-                    )
-            else:
-                for _ in range(tl.num_programs(1)):  # which is 1, but the compiler does not know
-                    for kh in tl.static_range(K):
-                        z += _row(
-                            corner, dw_wt, h, w, c, exists, kh, Hi, Wi, C, K, BLOCK_P, BLOCK_C
-                        )
-            z = activate(z, ACTIVATION)
-            acc = tl.dot(z.to(x.dtype.element_ty), filters, acc, input_precision=PRECISION)
+            shift = tl.load(dw_bias + c)[None, :]
+            patch: tl.tuple = ()  # of z, each (BLOCK_P, BLOCK_C)
+            for _ in tl.static_range(ROWS * COLUMNS):
+                patch = patch + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32) + shift,)
+            for turn in range(turns):
+                added: tl.tuple = ()
+                for output in tl.static_range(ROWS * COLUMNS):
+                    z = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+                    for tap in tl.static_range(AT_ONCE * K):
+                        kh = turn * AT_ONCE + tap // K if AT_ONCE < K else tap // K
+                        # What several outputs of a patch see, the compiler loads once.
+                        value = _seen(
+                            corner, h, w, c, exists,
+                            output // COLUMNS * stride + kh, output % COLUMNS * stride + tap % K,
+                            Hi, Wi, C, BLOCK_C,
+                        )  # fmt: skip
+                        weight = tl.load(dw_wt + (kh * K + tap % K) * (BLOCKS_C * BLOCK_C) + c)
+                        z += value.to(tl.float32) * weight.to(tl.float32)[None, :]
+                    added = added + (patch[output] + z,)
+                patch = added
+            products: tl.tuple = ()
+            for output in tl.static_range(ROWS * COLUMNS):
+                z = activate(patch[output], ACTIVATION).to(x.dtype.element_ty)
+                products = products + (tl.dot(z, filters, sums[output], input_precision=PRECISION),)
+            sums = products
 
-    acc = activate(acc + tl.load(bias + co)[None, :], ACTIVATION)
-    inside = exists[:, None]
-    if Co % BLOCK_CO != 0:
-        inside = inside & (co < Co)[None, :]
-    images = y + first.to(tl.int64) * (Ho * Wo * Co)
-    at = (((n * Ho + ho) * Wo + wo) * Co)[:, None] + co[None, :]
-    tl.store(images + at, acc.to(y.dtype.element_ty), mask=inside)
+    place = y + first.to(tl.int64) * (Ho * Wo * Co) + ((n * Ho + ho) * Wo + wo) * Co  # (BLOCK_P,)
+    for output in tl.static_range(ROWS * COLUMNS):
+        row = output // COLUMNS
+        column = output % COLUMNS
+        inside = (exists & (ho < Ho - row) & (wo < Wo - column))[:, None]
+        if Co % BLOCK_CO != 0:
+            inside = inside & (co < Co)[None, :]
+        at = place[:, None] + co[None, :] + (row * Wo + column) * Co
+        value = activate(sums[output], ACTIVATION)
+        tl.store(at, value.to(y.dtype.element_ty), mask=inside)
 
 
 def call(workload: Separable, config: Config, target: Target) -> Call:
@@ -332,7 +339,7 @@ def call(workload: Separable, config: Config, target: Target) -> Call:
                 constants=window(workload)
                 | {"N": workload.N, "C": workload.C, "Co": workload.Co}
                 | {"ACTIVATION": workload.activation, "PRECISION": config["PRECISION"]}
-                | {name: config[name] for name in (*TILE, "BLOCK_WO", "WINDOW")},
+                | {name: config[name] for name in (*TILE, "BLOCK_WO", *PATCH, "WINDOW")},
                 programs=_programs(workload, config),
                 num_warps=int(config["NUM_WARPS"]),
                 # Only innermost loops are pipelined, and that of the taps is too short.
@@ -368,27 +375,30 @@ def _default(workload: Separable, sms: int, choices: tuple[tuple[int, ...], ...]
         (32, 128, 64, 8, "rows"),
         (32, 64, 64, 8, "whole"),
         (16, 64, 128, 8, "whole"),
-        (16, 32, 128, 8, "whole"),
     )
     full = ((64, 64, 32, 8, "rows"), (32, 64, 32, 8, "rows"), (16, 32, 64, 8, "rows"))
     tiles: tuple[tuple[Value, ...], ...] = half if workload.dtype == "float16" else full
     columns = 8 if workload.Wo >= 28 else 0
-    names = (*TILE, "NUM_WARPS", "WINDOW", "BLOCK_WO")
-    wanted = (dict(zip(names, (*tile, columns), strict=True)) for tile in tiles)
+    names = (*TILE, "NUM_WARPS", "WINDOW", "BLOCK_WO", *PATCH)
+    wanted = (dict(zip(names, (*tile, columns, 1, 1), strict=True)) for tile in tiles)
     return filling(wanted, dict(zip(TILE, choices, strict=True)), partial(_programs, workload), sms)
 
 
 def _finest(workload: Separable, BLOCK_P: int, BLOCK_CO: int) -> int:
-    return _programs(workload, {"BLOCK_P": BLOCK_P, "BLOCK_CO": BLOCK_CO, "BLOCK_WO": 0})
+    tile: Config = {"BLOCK_P": BLOCK_P, "BLOCK_CO": BLOCK_CO, "BLOCK_WO": 0}
+    return _programs(workload, tile | dict.fromkeys(PATCH, 1))
 
 
 def _tiles(workload: Separable, config: Config) -> int:
-    """Blocks of pixels."""
-    BLOCK_P, BLOCK_WO = int(config["BLOCK_P"]), int(config["BLOCK_WO"])
+    """Blocks of patches."""
+    BLOCK_P, BLOCK_WO, ROWS, COLUMNS = (
+        int(config[name]) for name in ("BLOCK_P", "BLOCK_WO", *PATCH)
+    )
+    height, width = blocks(workload.Ho, ROWS), blocks(workload.Wo, COLUMNS)
     if BLOCK_WO == 0:
-        return blocks(workload.N * workload.Ho * workload.Wo, BLOCK_P)
+        return blocks(workload.N * height * width, BLOCK_P)
     rows = max(BLOCK_P // BLOCK_WO, 1)
-    return workload.N * blocks(workload.Ho, rows) * blocks(workload.Wo, BLOCK_WO)
+    return workload.N * blocks(height, rows) * blocks(width, BLOCK_WO)
 
 
 def _programs(workload: Separable, config: Config) -> int:

@@ -186,9 +186,11 @@ def test_every_choice_is_among_those_tested() -> None:
     """Of knobs that change what a kernel does, not only how large its tiles are."""
     tested = {(c.name, c.workload.dtype, *item) for c in CASES for item in c.config.items()}
     kinds = {
-        "triton.depthwise": {"ORDER": ("channels", "pixels"), "ROWS": (1, 2, 4)},
+        "triton.depthwise": {"ORDER": ("channels", "pixels")}
+        | {name: (1, 2, 4) for name in ("ROWS", "COLUMNS")},
         "triton.pointwise": {"PERSISTENT": (0, 1), "SPLIT_CI": (1, 2, 4), "GROUP_P": (1, 8)},
-        "triton.separable": {"BLOCK_WO": (0, 8), "WINDOW": ("rows", "whole")},
+        "triton.separable": {"BLOCK_WO": (0, 8), "WINDOW": ("rows", "whole", "ahead")}
+        | {name: (1, 2) for name in ("ROWS", "COLUMNS")},
         "triton.stem": {"BLOCK_HO": (1, 2, 4), "BLOCK_WO": (8, 16)},
         "triton.head": {"LAUNCHES": (1, 2), "BLOCK_N": (1, 2, 16)},
     }

@@ -47,6 +47,8 @@ OTHERS: dict[str, tuple[str, Config]] = {
     "split": ("pointwise", {"SPLIT_CI": 2, "BLOCK_P": 64, "BLOCK_CO": 64, "BLOCK_CI": 64}),
     "pixels in order": ("separable", {"BLOCK_WO": 0}),
     "rows of a window": ("separable", {"WINDOW": "rows"}),
+    "a step ahead": ("separable", {"WINDOW": "ahead", "BLOCK_P": 16, "BLOCK_C": 64}),
+    "patches": ("separable", {"WINDOW": "whole", "BLOCK_C": 32, "ROWS": 2, "COLUMNS": 2}),
     "two launches": ("head", {"LAUNCHES": 2}),
 }
 # What runs outside tensor cores is much the same on all, and compiled once for each of the others.
