@@ -173,6 +173,8 @@ def _pointwise(
         p0 = (group * GROUP_P + member % members) * BLOCK_P
         co0 = member // members * BLOCK_CO
         acc = tl.zeros((BLOCK_P, BLOCK_CO), tl.float32)
+        if SPLIT_CI == 1 and not PERSISTENT:  # on its way with the operands, not behind them
+            acc += tl.load(bias + co0 + tl.arange(0, BLOCK_CO))[None, :]
         for step in range(STEPS):
             # Addresses are made within the loop: when both loops become one, what is known of the
             # alignment of values from without is lost, and with it every wide load.
@@ -196,8 +198,10 @@ def _pointwise(
         inside = (p < P - p0)[:, None]
         if Co % BLOCK_CO != 0:
             inside = inside & (co < Co)[None, :]
+        if PERSISTENT:
+            acc += tl.load(bias + co)[None, :]
         if SPLIT_CI == 1:
-            acc = activate(acc + tl.load(bias + co)[None, :], ACTIVATION)
+            acc = activate(acc, ACTIVATION)
         row = split.to(tl.int64) * P + p0
         tl.store(
             y + row * Co + p[:, None] * Co + co[None, :], acc.to(y.dtype.element_ty), mask=inside
