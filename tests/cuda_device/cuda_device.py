@@ -49,6 +49,7 @@ KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(
 class Launch:
     """One launch of a kernel.
 
+    dependent  whether it may come ahead of the end of the launch before
     arguments  their bits as whole numbers; a pointer is an address in this process
     sizes      of the arguments in bytes; none when the module did not tell
     by         "host", "stand-in" or "nothing": what computed
@@ -59,6 +60,7 @@ class Launch:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared: int
+    dependent: bool
     arguments: tuple[int, ...]
     sizes: tuple[int, ...]
     by: str

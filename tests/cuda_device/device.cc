@@ -199,6 +199,7 @@ struct Function {
 struct Launch {
   Function *function;
   unsigned grid[3], block[3], shared;
+  bool dependent;
   std::vector<uint64_t> values;
 };
 
@@ -234,9 +235,10 @@ void record(const Launch &launch, unsigned graph, const char *by) {
   }
   records.push_back("{\"kernel\": \"" + launch.function->name + "\", \"grid\": " +
                     listed(launch.grid) + ", \"block\": " + listed(launch.block) +
-                    ", \"shared\": " + std::to_string(launch.shared) + ", \"arguments\": [" +
-                    arguments + "], \"sizes\": [" + sizes + "], \"by\": \"" + by +
-                    "\", \"graph\": " + std::to_string(graph) + "}");
+                    ", \"shared\": " + std::to_string(launch.shared) +
+                    ", \"dependent\": " + (launch.dependent ? "true" : "false") +
+                    ", \"arguments\": [" + arguments + "], \"sizes\": [" + sizes +
+                    "], \"by\": \"" + by + "\", \"graph\": " + std::to_string(graph) + "}");
 }
 
 int run_host(const Launch &launch, void **arguments) {
@@ -460,16 +462,34 @@ int cuFuncSetAttribute(void *function, int attribute, int value) {
   return SUCCESS;
 }
 
+struct LaunchAttribute {
+  int kind, padding;
+  union {
+    int value;
+    char space[64];
+  };
+};
+
 struct LaunchConfig {
   unsigned grid[3], block[3], shared;
   const bool *stream;
-  void *attributes;
+  const LaunchAttribute *attributes;
   unsigned attribute_count;
 };
 
+// Whether a launch may come ahead of the end of the one before.
+static bool is_dependent(const LaunchConfig *config) {
+  constexpr int PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+  bool dependent = false;
+  for (unsigned i = 0; i < config->attribute_count; i++)
+    if (config->attributes[i].kind == PROGRAMMATIC_STREAM_SERIALIZATION)
+      dependent = config->attributes[i].value;
+  return dependent;
+}
+
 int cuLaunchKernelEx(const LaunchConfig *config, void *function, void **arguments, void **) {
   auto *kernel = (Function *)function;
-  Launch launch{kernel, {}, {}, config->shared, {}};
+  Launch launch{kernel, {}, {}, config->shared, is_dependent(config), {}};
   memcpy(launch.grid, config->grid, sizeof launch.grid);
   memcpy(launch.block, config->block, sizeof launch.block);
   const unsigned *g = launch.grid, *b = launch.block;

@@ -76,12 +76,15 @@ def ready(
     grid: int,
     block: int,
     shared: int,
+    dependent: bool = False,
 ) -> tuple[list[Any], Callable[[], Any]]:
     """The arrays on the device, and what launches the kernel."""
     import tvm
     from tvm_ffi import get_global_func
 
-    tags = ["blockIdx.x", "threadIdx.x", *(["tirx.use_dyn_shared_memory"] if shared else [])]
+    tags = ["blockIdx.x", "threadIdx.x"]
+    tags += ["tirx.use_programtic_dependent_launch"] if dependent else []
+    tags += ["tirx.use_dyn_shared_memory"] if shared else []
     kinds = ["handle"] * len(arrays) + [kind for kind, _ in numbers]
     about = {name: {"name": "", "arg_types": kinds, "launch_param_tags": tags}}
     meta = json.dumps({"tvm_version": tvm.__version__, "func_info": about})
@@ -293,6 +296,23 @@ def test_launches_of_a_cubin_are_recorded_and_stood_in_for(device: cuda_device.D
 
     _, said, _ = device.submit(launch_cubin, fails).result()
     assert "scale: its stand-in failed" in said
+
+
+def launch_ahead(dependent: bool) -> list[cuda_device.Launch]:
+    arrays = (np.zeros(1, np.float32),)
+    image = probe("p0[0] = 1;", arrays, 1)
+    called(image, "fatbin", "probe", arrays, (), 2, 1, 256, dependent)
+    return cuda_device.launches()
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+def test_a_launch_may_come_ahead_of_the_end_of_another(
+    dependent: bool, device: cuda_device.Device
+) -> None:
+    """Which takes none of the arguments that say how large it is."""
+    [launch] = device.submit(launch_ahead, dependent).result()
+    assert launch.dependent == dependent
+    assert (launch.grid, launch.block, launch.shared) == ((2, 1, 1), (1, 1, 1), 256)
 
 
 def captured(calls: Sequence[str], mode: int) -> list[int]:
