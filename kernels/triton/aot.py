@@ -21,6 +21,7 @@ from targets.target import Target
 
 POINTERS = {"float32": "*fp32", "float16": "*fp16"}
 WARP = 32
+DEPENDENT_SINCE = 90  # architecture
 ALIGNED = (("tt.divisibility", 16),)
 
 
@@ -33,6 +34,7 @@ class Binary:
     shared_bytes  of dynamic shared memory
     registers     of a thread
     frame_bytes   of memory of a thread's own, where it spills what its registers do not hold
+    dependent     whether it may be launched ahead of the end of the one before, for which it waits
     ir            the first form that the compiler gave it, in which blocks still are blocks
     """
 
@@ -45,6 +47,7 @@ class Binary:
     shared_bytes: int
     registers: int
     frame_bytes: int
+    dependent: bool
     ir: str
 
 
@@ -92,6 +95,7 @@ def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Bina
         shared_bytes=made.metadata.shared,
         registers=used.registers,
         frame_bytes=used.frame_bytes,
+        dependent=_dependent(arch),
         ir=made.asm["ttir"],
     )
 
@@ -99,8 +103,8 @@ def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Bina
 def _made(launch: Launch, dtypes: Mapping[str, str], arch: str, registers: int | None) -> Any:
     """What Triton compiles, for threads that have at most so many registers."""
     return triton.compile(
-        source(launch, dtypes),
-        target=GPUTarget("cuda", int(arch.removeprefix("sm_")), WARP),
+        source(launch, dtypes, _dependent(arch)),
+        target=GPUTarget("cuda", _number(arch), WARP),
         options={
             "num_warps": launch.num_warps,
             "num_stages": launch.num_stages,
@@ -109,8 +113,11 @@ def _made(launch: Launch, dtypes: Mapping[str, str], arch: str, registers: int |
     )
 
 
-def source(launch: Launch, dtypes: Mapping[str, str]) -> ASTSource:
-    """The function under the launch's own name, because one library holds many."""
+def source(launch: Launch, dtypes: Mapping[str, str], dependent: bool = False) -> ASTSource:
+    """The function under the launch's own name, because one library holds many.
+
+    dependent  whether it waits for the launch before, see tile.await_previous
+    """
     name = launch.name(dtypes)
     named = triton.jit(launch.kernel.fn, repr=lambda _: name)
     pointers = dict(zip(named.arg_names, launch.tensors, strict=False))
@@ -122,6 +129,14 @@ def source(launch: Launch, dtypes: Mapping[str, str]) -> ASTSource:
             else "constexpr"
             for parameter in named.arg_names
         },
-        constexprs=dict(launch.constants),
+        constexprs={**launch.constants, "DEPENDENT": dependent},
         attrs={(index,): [list(fact) for fact in ALIGNED] for index in range(len(pointers))},
     )
+
+
+def _dependent(arch: str) -> bool:
+    return _number(arch) >= DEPENDENT_SINCE
+
+
+def _number(arch: str) -> int:
+    return int(arch.removeprefix("sm_"))

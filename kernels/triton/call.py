@@ -26,7 +26,8 @@ class Launch:
 
     tensors    names of what its pointers point to, in the order of its first parameters
     constants  the value of each other parameter; sizes are among them, since code is made for one
-               workload: divisions become shifts, and masks that always hold disappear
+               workload: divisions become shifts, and masks that always hold disappear. DEPENDENT,
+               which a kernel has last, is not: whoever launches says whether it is launched so
     programs   how many run, in a grid of one axis
     """
 

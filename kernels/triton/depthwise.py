@@ -33,6 +33,7 @@ from kernels.triton.tile import (
     WARP,
     WIDEST_BYTES,
     activate,
+    await_previous,
     choices,
     cover,
     filling,
@@ -147,7 +148,9 @@ def _depthwise(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     ORDER: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    await_previous(DEPENDENT)
     BLOCKS_HO: tl.constexpr = triton.cdiv(Ho, BLOCK_HO * ROWS)
     BLOCKS_WO: tl.constexpr = triton.cdiv(Wo, BLOCK_WO * COLUMNS)
     BLOCKS_C: tl.constexpr = triton.cdiv(C, BLOCK_C)

@@ -22,7 +22,9 @@ from targets.target import Target
 
 # How the runtime maps a call's last arguments to a launch.
 AXES = ("threadIdx.x", "blockIdx.x")
-SHARED = "tirx.use_dyn_shared_memory"
+# Takes no argument; so spelled.
+DEPENDENT = "tirx.use_programtic_dependent_launch"
+SHARED = "tirx.use_dyn_shared_memory"  # which must be the last
 
 
 def lowered(call: Call, target: Target) -> IRModule:
@@ -38,10 +40,15 @@ def lowered(call: Call, target: Target) -> IRModule:
 def module(binary: Binary) -> Any:
     """A module of TVM's CUDA runtime that launches `binary`."""
     cuda_toolkit.load()
+    tags = [*AXES]
+    if binary.dependent:
+        tags.append(DEPENDENT)
+    if binary.shared_bytes:
+        tags.append(SHARED)
     facts = {
         "name": binary.name,
         "arg_types": ["handle"] * len(binary.tensors) + ["int64", "int64"],
-        "launch_param_tags": [*AXES, *([SHARED] if binary.shared_bytes else [])],
+        "launch_param_tags": tags,
     }
     metadata = {"tvm_version": tvm.__version__, "func_info": {binary.name: facts}}
     functions = get_global_func("runtime.LoadMetaDataFromJSON")(json.dumps(metadata))

@@ -27,6 +27,7 @@ from kernels.triton.tile import (
     MOST_ELEMENTS,
     WARP,
     activate,
+    await_previous,
     choices,
     cover,
     nearest,
@@ -145,7 +146,9 @@ def _head(
     BLOCK_P: tl.constexpr,
     BLOCK_CO: tl.constexpr,
     BLOCK_CI: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    await_previous(DEPENDENT)
     BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)
     n = (tl.program_id(0) // BLOCKS_CO).to(tl.int64)
     co = tl.program_id(0) % BLOCKS_CO * BLOCK_CO + tl.arange(0, BLOCK_CO)  # (BLOCK_CO,)
@@ -167,7 +170,9 @@ def _head_pool(
     Ci: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_CI: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    await_previous(DEPENDENT)
     BLOCKS_CI: tl.constexpr = triton.cdiv(Ci, BLOCK_CI)
     n = (tl.program_id(0) // BLOCKS_CI).to(tl.int64)
     ci = tl.program_id(0) % BLOCKS_CI * BLOCK_CI + tl.arange(0, BLOCK_CI)  # (BLOCK_CI,)
@@ -190,7 +195,9 @@ def _head_dense(
     BLOCK_N: tl.constexpr,
     BLOCK_CO: tl.constexpr,
     BLOCK_CI: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    await_previous(DEPENDENT)
     BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)
     n0 = tl.program_id(0) // BLOCKS_CO * BLOCK_N
     n = tl.arange(0, BLOCK_N)  # (BLOCK_N,)

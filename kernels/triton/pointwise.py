@@ -30,6 +30,7 @@ from kernels.triton.tile import (
     MOST_SUMS,
     WARP,
     activate,
+    await_previous,
     choices,
     filling,
     on_gpu,
@@ -159,7 +160,9 @@ def _pointwise(
     GROUP_P: tl.constexpr,
     PERSISTENT: tl.constexpr,
     SPLIT_CI: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    await_previous(DEPENDENT)
     BLOCKS_P: tl.constexpr = triton.cdiv(P, BLOCK_P)
     BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)
     STEPS: tl.constexpr = triton.cdiv(triton.cdiv(Ci, BLOCK_CI), SPLIT_CI)
@@ -218,7 +221,9 @@ def _pointwise_sum(
     ACTIVATION: tl.constexpr,
     SPLIT_CI: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    await_previous(DEPENDENT)
     first = tl.program_id(0).to(tl.int64) * BLOCK
     at = first + tl.arange(0, BLOCK)  # (BLOCK,), as all of these
     inside = at < P * Co

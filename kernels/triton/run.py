@@ -31,6 +31,7 @@ def run(call: Call, arguments: Sequence[torch.Tensor]) -> None:
         launch.kernel[(launch.programs,)](
             *(tensors[name] for name in launch.tensors),
             **launch.constants,
+            DEPENDENT=False,
             num_warps=launch.num_warps,
             num_stages=launch.num_stages,
         )

@@ -39,6 +39,7 @@ from kernels.triton.tile import (
     MOST_WINDOW,
     WARP,
     activate,
+    await_previous,
     choices,
     filling,
     on_gpu,
@@ -209,7 +210,9 @@ def _separable(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WINDOW: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    await_previous(DEPENDENT)
     BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)
     BLOCKS_C: tl.constexpr = triton.cdiv(C, BLOCK_C)
     PATCHES_H: tl.constexpr = triton.cdiv(Ho, ROWS)  # of an image

@@ -30,6 +30,7 @@ from kernels.triton.tile import (
     MOST_SUMS,
     WARP,
     activate,
+    await_previous,
     choices,
     cover,
     filling,
@@ -128,7 +129,9 @@ def _stem(
     BLOCK_HO: tl.constexpr,
     BLOCK_WO: tl.constexpr,
     BLOCK_CO: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    await_previous(DEPENDENT)
     BLOCKS_HO: tl.constexpr = triton.cdiv(Ho, BLOCK_HO)
     BLOCKS_WO: tl.constexpr = triton.cdiv(Wo, BLOCK_WO)
     BLOCKS_CO: tl.constexpr = triton.cdiv(Co, BLOCK_CO)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import triton
 from triton import language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.reference import Array
 from kernels.space import Config, Value
@@ -31,6 +32,25 @@ def activate(acc: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
     if ACTIVATION == "relu6":
         acc = tl.minimum(acc, 6.0)
     return acc
+
+
+# On sm_90 and later a kernel may be launched ahead of the end of the one before it, so that its
+# start is hidden behind that one's work. Memory is still used in the order of the launches:
+# - Every program waits before it reads or writes global memory. The wait is over when the launch
+#   before has ended and all that it wrote is visible. That launch had waited for the one before it,
+#   so that every earlier launch has ended, too.
+# - What TVM compiles is launched in the ordinary way: it waits for everything before it, and counts
+#   as the launch before like any other.
+# The wait comes first and only then may the next launch start, which it does when all programs of
+# this one are past the wait: each has its registers, shared and tensor memory by then, and at most
+# one launch stands by. The other way round a queue of launches could wait on the SMs, and take from
+# those that work what their programs need.
+@triton.jit  # type: ignore[untyped-decorator]
+def await_previous(DEPENDENT: tl.constexpr) -> None:
+    """What a kernel begins with; DEPENDENT says whether it may be launched ahead. Else nothing."""
+    if DEPENDENT:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 def on_gpu(target: Target) -> bool:

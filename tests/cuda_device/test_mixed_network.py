@@ -196,6 +196,13 @@ def test_layers_are_launched_in_their_order_as_they_were_compiled(seen: list[See
         assert not left
 
 
+def test_tritons_launches_come_ahead_of_an_end_and_tvms_do_not(seen: list[Seen]) -> None:
+    """One by one and in a graph."""
+    for one in seen:
+        ways = {(launch.by, launch.dependent) for launch in one.launches}
+        assert ways == {("stand-in", True), ("host", False)}
+
+
 def test_an_inference_is_one_launch_from_the_second_on(seen: list[Seen]) -> None:
     graphs = [{launch.graph for launch in one.launches} for one in seen]
     assert graphs == [{0}, {1}, {2}]

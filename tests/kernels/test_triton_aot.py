@@ -5,9 +5,11 @@ Whole networks take minutes to compile, so that these are layers whose default c
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +19,11 @@ from kernels import kernel, kernels_for
 from kernels.space import Config
 from kernels.triton.aot import Binary, compile_call
 from kernels.triton.call import Call
+from kernels.triton.embed import DEPENDENT
 from kernels.workload import ITEM_BYTES, Conv, Depthwise, Head, Pointwise, Separable, Workload
 from targets import machines
 from targets.target import Target
-from tune import cubin, database, pipeline
+from tune import cubin, database, pipeline, sass
 from tune.cubin import KernelFacts
 from tune.mobilenet import MobileNet
 from tune.plan import plan
@@ -62,6 +65,12 @@ DEFAULTS = [
     or not (layer in ALIKE or (layer == "depthwise, batch" and dtype != "float16"))
 ]
 DEFAULT = pytest.mark.parametrize(("layer", "dtype", "arch"), DEFAULTS)
+OTHER = pytest.mark.parametrize(
+    ("other", "arch"),
+    [(other, arch) for other in OTHERS for arch in ARCHES if arch == "sm_90" or other not in ALIKE],
+)
+WAIT, LET_GO = "ACQBULK", "PREEXIT"  # for the launch before, and the one behind
+GLOBAL = {"LDG", "LDGSTS", "UTMALDG", "STG", "UTMASTG", "LD", "ST", "ATOM", "ATOMG", "RED"}
 
 
 def target_of(arch: str) -> Target:
@@ -102,10 +111,7 @@ def test_default_config_spills_nothing_and_fits(layer: str, dtype: str, arch: st
     assert_fits(binaries, facts, arch)
 
 
-@pytest.mark.parametrize(
-    ("other", "arch"),
-    [(other, arch) for other in OTHERS for arch in ARCHES if arch == "sm_90" or other not in ALIKE],
-)
+@OTHER
 def test_other_configs_spill_nothing_and_fit(other: str, arch: str) -> None:
     layer, changes = OTHERS[other]
     _, binaries, facts = compiled(layer, "float16", arch, tuple(changes.items()))
@@ -121,6 +127,58 @@ def test_loads_are_16_bytes_wide(layer: str, dtype: str, arch: str) -> None:
     narrow = facts.count("LDG", "LDGSTS") - facts.wide_loads
     assert facts.wide_loads > 0
     assert narrow == 0 if "depthwise" in layer else narrow <= 16
+
+
+def before_the_wait(binary: Binary, folder: Path) -> set[str]:
+    """Opcodes that a thread may come by before it waits, if it ever does."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(binary.cubin)
+    command = [cubin.tool(), "--dump-sass", path]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    blocks = sass._blocks(sass.parse(printed.splitlines()))
+    after = sass._successors(blocks)
+    found: set[str] = set()
+    waiting, seen = [0], {0}
+    while waiting:
+        number = waiting.pop()
+        opcodes = [one.opcode.partition(".")[0] for one in blocks[number]]
+        if WAIT in opcodes:
+            found.update(opcodes[: opcodes.index(WAIT)])
+        else:
+            found.update(opcodes)
+            waiting += after[number] - seen
+            seen |= after[number]
+    return found
+
+
+def assert_waits(
+    binaries: tuple[Binary, ...], facts: tuple[KernelFacts, ...], folder: Path
+) -> None:
+    """For the launch before, in each program, and lets none behind it go until then."""
+    for binary, fact in zip(binaries, facts, strict=True):
+        early = before_the_wait(binary, folder)
+        if binary.arch == "sm_80":
+            assert fact.count(WAIT, LET_GO) == 0
+            assert early & GLOBAL
+        else:
+            assert (fact.count(WAIT), fact.count(LET_GO)) == (1, 1)
+            assert not early & {*GLOBAL, LET_GO, "EXIT"}
+        assert binary.dependent == (binary.arch != "sm_80")
+
+
+@DEFAULT
+def test_no_memory_is_touched_before_the_launch_before_has_ended(
+    layer: str, dtype: str, arch: str, tmp_path: Path
+) -> None:
+    _, binaries, facts = compiled(layer, dtype, arch)
+    assert_waits(binaries, facts, tmp_path)
+
+
+@OTHER
+def test_nor_by_other_configs(other: str, arch: str, tmp_path: Path) -> None:
+    layer, changes = OTHERS[other]
+    _, binaries, facts = compiled(layer, "float16", arch, tuple(changes.items()))
+    assert_waits(binaries, facts, tmp_path)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -251,11 +309,15 @@ def linked(lowered: Any, target: Target) -> Any:
     return executable
 
 
-@pytest.mark.parametrize("other", ["split", "two launches"])
-def test_lowered_is_one_function_with_its_machine_code(other: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("other", "arch"), [("split", "sm_90"), ("two launches", "sm_90"), ("split", "sm_80")]
+)
+def test_lowered_is_one_function_with_its_machine_code(
+    other: str, arch: str, tmp_path: Path
+) -> None:
     layer, changes = OTHERS[other]
-    target, workload = target_of("sm_90"), replace(LAYERS[layer], dtype="float16")
-    call, binaries, _ = compiled(layer, "float16", "sm_90", tuple(changes.items()))
+    target, workload = target_of(arch), replace(LAYERS[layer], dtype="float16")
+    call, binaries, _ = compiled(layer, "float16", arch, tuple(changes.items()))
     module: Any = kernel(f"triton.{layer}")
     lowered = module.lower(workload, module.space(workload, target).default | changes, target)
 
@@ -279,5 +341,6 @@ def test_lowered_is_one_function_with_its_machine_code(other: str, tmp_path: Any
     linked(lowered, target).export_library(str(path))
     library = path.read_bytes()
     assert {each.cubin for each in binaries} == set(cubin.cubins(library))
+    assert (DEPENDENT.encode() in library) == (arch != "sm_80")
     loaded = tvm.runtime.load_module(str(path))
     assert [imported.kind for imported in loaded.imports] == ["cuda"] * len(binaries)
