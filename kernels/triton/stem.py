@@ -3,14 +3,16 @@
 Maths   y[n,ho,wo,co] = act(bias[co] + sum_{kh,kw,ci} x[n, ho*stride+kh-top, wo*stride+kw-left, ci]
                                                       * wt[kh,kw,ci,co])
         x outside the image reads as 0.
-Shapes  x (N,Hi,Wi,Ci)  wt (T,Co)  bias (Co,)  y (N,Ho,Wo,Co); T, the K*K*Ci terms, is padded to a
-        power of two, and Co to whole blocks
+Shapes  x (N,Hi,Wi,Ci)  wt (T,Co)  bias (Co,)  y (N,Ho,Wo,Co); each row of K*Ci terms is padded to
+        whole loads, T, all the terms, to a power of two, and Co to whole blocks
 Types   storage workload.dtype, bias and accumulation float32; PRECISION says how float32 is
         multiplied, see tile.precisions.
 Tiling  One program computes BLOCK_HO rows x BLOCK_WO columns x BLOCK_CO channels of one image: the
-        terms of its pixels, gathered one by one since Ci is too few for wide loads, times the
-        weights, in one product of matrices.
-Limits  at most 128 terms, because they are one tile; less than 2**30 elements an image.
+        terms of its pixels times the weights, in one product of matrices. Terms are gathered one by
+        one, or in float16 two by two where all rows of windows start at 4 bytes: what a GPU has too
+        few of here is instructions, and of those each load needs several.
+Limits  at most 128 terms, because they are one tile; less than 2**30 elements an image. Where a row
+        has an odd number of terms, a pair has the next pixel's first value, times 0: x is finite.
 Source  own.
 """
 
@@ -124,6 +126,7 @@ def _stem(
     top: tl.constexpr,
     left: tl.constexpr,
     TERMS: tl.constexpr,
+    WIDTH: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_HO: tl.constexpr,
@@ -142,24 +145,39 @@ def _stem(
     ho = tile // BLOCKS_WO % BLOCKS_HO * BLOCK_HO + pixel // BLOCK_WO
     n = (tile // (BLOCKS_WO * BLOCKS_HO)).to(tl.int64)
 
-    term = tl.arange(0, TERMS)  # (TERMS,), as kh, kw, ci, in the order of the weights
-    h = (ho * stride - top)[:, None] + (term // (K * Ci))[None, :]
-    w = (wo * stride - left)[:, None] + (term // Ci % K)[None, :]
-    at = (h * Wi + w) * Ci + (term % Ci)[None, :]
-    inside = (h >= 0) & (h < Hi) & (w >= 0) & (w < Wi) & (term < K * K * Ci)[None, :]
-    # (BLOCK_HO*BLOCK_WO, TERMS)
-    terms = tl.load(x + n * (Hi * Wi * Ci) + at, mask=inside, other=0.0)
-    filters = tl.load(
-        wt + term[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :]
-    )  # (TERMS, BLOCK_CO)
+    term = tl.arange(0, TERMS)  # (TERMS,)
+    # (TERMS, BLOCK_CO)
+    filters = tl.load(wt + term[:, None] * (BLOCKS_CO * BLOCK_CO) + co[None, :])
+    total = tl.load(bias + co)[None, :]  # (1, BLOCK_CO)
+
+    # Of a row of the window the terms follow one another, and so do those of the image.
+    ROW: tl.constexpr = triton.cdiv(K * Ci, WIDTH)  # of the window, in loads of WIDTH values
+    LINE: tl.constexpr = Wi * Ci // WIDTH  # of the image
+    part = tl.arange(0, TERMS // WIDTH)  # (TERMS // WIDTH,)
+    kh = part // ROW
+    h = (ho * stride - top)[:, None] + kh[None, :]
+    column = (wo * (stride * Ci // WIDTH) - left * Ci // WIDTH)[:, None]
+    in_row = column + (part % ROW)[None, :]
+    at = (ho * stride - top)[:, None] * LINE + column + (kh * LINE + part % ROW)[None, :]
+    inside = (h >= 0) & (h < Hi) & (in_row >= 0) & (in_row < LINE) & (part < K * ROW)[None, :]
+    image = x + n * (Hi * Wi * Ci)
+    if WIDTH == 2:
+        pairs = tl.load(
+            image.to(tl.pointer_type(tl.int32), bitcast=True) + at, mask=inside, other=0
+        )
+        first = pairs.to(tl.int16).to(x.dtype.element_ty, bitcast=True)
+        second = (pairs >> 16).to(tl.int16).to(x.dtype.element_ty, bitcast=True)
+        terms = tl.reshape(tl.join(first, second), (BLOCK_HO * BLOCK_WO, TERMS))
+    else:
+        terms = tl.load(image + at, mask=inside, other=0.0)  # (BLOCK_HO*BLOCK_WO, TERMS)
     acc = tl.dot(terms, filters, input_precision=PRECISION)
-    acc = activate(acc + tl.load(bias + co)[None, :], ACTIVATION)
+    total = activate(total + acc, ACTIVATION)  # (BLOCK_HO*BLOCK_WO, BLOCK_CO)
 
     exists = ((ho < Ho) & (wo < Wo))[:, None]
     if Co % BLOCK_CO != 0:
         exists = exists & (co < Co)[None, :]
     at = ((ho * Wo + wo) * Co)[:, None] + co[None, :]
-    tl.store(y + n * (Ho * Wo * Co) + at, acc.to(y.dtype.element_ty), mask=exists)
+    tl.store(y + n * (Ho * Wo * Co) + at, total.to(y.dtype.element_ty), mask=exists)
 
 
 def call(workload: Conv, config: Config, target: Target) -> Call:
@@ -178,7 +196,7 @@ def call(workload: Conv, config: Config, target: Target) -> Call:
                 kernel=_stem,
                 tensors=("x", "wt", "bias", "y"),
                 constants=window(workload)
-                | {"Ci": workload.Ci, "Co": workload.Co, "TERMS": terms}
+                | {"Ci": workload.Ci, "Co": workload.Co, "TERMS": terms, "WIDTH": _width(workload)}
                 | {"ACTIVATION": workload.activation, "PRECISION": config["PRECISION"]}
                 | {name: config[name] for name in TILE},
                 programs=_programs(workload, config),
@@ -197,10 +215,11 @@ def lower(workload: Conv, config: Config, target: Target) -> Any:
 
 
 def pack(workload: Conv, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
-    """wt (K,K,Ci,Co) -> (T,Co) and bias (Co,), padded with zeros."""
+    """wt (K,K,Ci,Co) -> (T,Co) and bias (Co,), with zeros, a window's rows to whole loads."""
     wt, bias = weights
     BLOCK_CO = int(config["BLOCK_CO"])
-    terms = wt.reshape(workload.terms, workload.Co)
+    rows = wt.reshape(workload.K, workload.K * workload.Ci, workload.Co)
+    terms = padded(rows, _width(workload), 1).reshape(-1, workload.Co)
     return padded(terms, _terms(workload), BLOCK_CO), padded(bias, BLOCK_CO)
 
 
@@ -208,6 +227,15 @@ def _default(workload: Conv, sms: int, choices: tuple[tuple[int, ...], ...]) -> 
     tiles = ((8, 16, 64), (4, 16, 64), (4, 8, 32), (2, 8, 32))
     wanted = (dict(zip(TILE, tile, strict=True)) for tile in tiles)
     return filling(wanted, dict(zip(TILE, choices, strict=True)), partial(_programs, workload), sms)
+
+
+def _width(workload: Conv) -> int:
+    """Values of one load: two, which are 4 bytes, where the rows of all windows start at such."""
+    starts = (workload.stride, workload.pad[2], workload.Wi)
+    even = all(pixels * workload.Ci % 2 == 0 for pixels in starts)
+    wider = workload.K * blocks(workload.K * workload.Ci, 2) * 2
+    fits = cover(wider) == cover(workload.terms)
+    return 2 if workload.dtype == "float16" and even and fits else 1
 
 
 def _terms(workload: Conv) -> int:

@@ -82,6 +82,8 @@ SMALL_SHAPES: list[Workload] = [
             (3, 6, 21, 3, 40, 3, 1, (1, 0, 2, 1)),
             (2, 7, 5, 4, 3, 4, 3, (0, 3, 1, 2)),
             (1, 1, 1, 1, 1, 3, 1, (1, 1, 1, 1)),
+            (1, 9, 12, 3, 24, 3, 2, (0, 1, 0, 1)),
+            (2, 7, 10, 3, 20, 3, 2, (1, 0, 2, 1)),
         )
     ),
     *(
@@ -90,6 +92,8 @@ SMALL_SHAPES: list[Workload] = [
             (1, 7, 7, 72, 33),
             (6, 2, 3, 1, 101),
             (18, 1, 1, 40, 20),
+            (1, 40, 40, 24, 9),
+            (2, 1, 1, 4500, 20),
         )
     ),
 ]
@@ -187,12 +191,12 @@ def test_every_choice_is_among_those_tested() -> None:
     tested = {(c.name, c.workload.dtype, *item) for c in CASES for item in c.config.items()}
     kinds = {
         "triton.depthwise": {"ORDER": ("channels", "pixels")}
-        | {name: (1, 2, 4) for name in ("ROWS", "COLUMNS")},
+        | dict.fromkeys(("ROWS", "COLUMNS"), (1, 2, 4)),
         "triton.pointwise": {"PERSISTENT": (0, 1), "SPLIT_CI": (1, 2, 4), "GROUP_P": (1, 8)},
         "triton.separable": {"BLOCK_WO": (0, 8), "WINDOW": ("rows", "whole", "ahead")}
-        | {name: (1, 2) for name in ("ROWS", "COLUMNS")},
+        | dict.fromkeys(("ROWS", "COLUMNS"), (1, 2)),
         "triton.stem": {"BLOCK_HO": (1, 2, 4), "BLOCK_WO": (8, 16)},
-        "triton.head": {"LAUNCHES": (1, 2), "BLOCK_N": (1, 2, 16)},
+        "triton.head": {"LAUNCHES": (1, 2), "BLOCK_N": (1, 16)},
     }
     assert set(kinds) == set(NAMES)
     wanted = {

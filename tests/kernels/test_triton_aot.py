@@ -53,9 +53,10 @@ OTHERS: dict[str, tuple[str, Config]] = {
     "a step ahead": ("separable", {"WINDOW": "ahead", "BLOCK_P": 16, "BLOCK_C": 64}),
     "patches": ("separable", {"WINDOW": "whole", "BLOCK_C": 32, "ROWS": 2, "COLUMNS": 2}),
     "two launches": ("head", {"LAUNCHES": 2}),
+    "one launch": ("head", {"LAUNCHES": 1, "BLOCK_CO": 16, "BLOCK_CI": 1024, "NUM_WARPS": 16}),
 }
 # What runs outside tensor cores is much the same on all, and compiled once for each of the others.
-ALIKE = {"depthwise", "head", "pixels first", "two launches"}
+ALIKE = {"depthwise", "head", "pixels first", "two launches", "one launch"}
 DEFAULTS = [
     (layer, dtype, arch)
     for layer in LAYERS
@@ -179,6 +180,25 @@ def test_nor_by_other_configs(other: str, arch: str, tmp_path: Path) -> None:
     layer, changes = OTHERS[other]
     _, binaries, facts = compiled(layer, "float16", arch, tuple(changes.items()))
     assert_waits(binaries, facts, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ITEM_BYTES)
+def test_head_of_one_image_has_one_round_of_loads(dtype: str) -> None:
+    """No loop, and all loads but those of biases 16 bytes wide."""
+    _, binaries, facts = compiled("head", dtype, "sm_90")
+    assert [len(fact.depths) for fact in facts] == [1, 1]
+    assert min(fact.wide_loads for fact in facts) > 0
+    assert sum(fact.count("LDG") - fact.wide_loads for fact in facts) <= 4
+    assert binaries[-1].programs > 100
+
+
+def test_stem_loads_two_values_at_a_time() -> None:
+    """Half as many loads as the terms of a thread; those of float32 have 4 bytes anyway."""
+    call, [binary], [facts] = compiled("stem", "float16", "sm_90")
+    [launch] = call.launches
+    pixels = launch.constants["BLOCK_HO"] * launch.constants["BLOCK_WO"]
+    assert facts.mix["LDG.E.U16"] == 0
+    assert facts.mix["LDG.E"] == pixels * launch.constants["TERMS"] // 2 // binary.threads
 
 
 @pytest.mark.parametrize("arch", ARCHES)
