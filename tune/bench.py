@@ -1,7 +1,9 @@
 """The artifact against its peers: same weights, same input, in turns.
 
 Each contender runs in a process of its own, started once, because thread pools of other libraries
-spin after their work. What it computes is compared with a float64 reference before it is timed.
+spin after their work. On a GPU's machine they load side by side, but each has the GPU for itself
+while it chooses kernels by the clock, as cuDNN and compilers do: others would change the choice.
+What it computes is compared with a float64 reference before it is timed.
 Then rounds alternate between the processes, in an order that rotates, so that drift of a shared
 machine falls on all alike.
 
@@ -17,8 +19,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -127,18 +130,33 @@ def compare(
     meetings = _meetings({OURS: PEERS[OURS], **peers}, short=deadline is not None)
     entrants: list[_Entrant] = []
     with ExitStack() as stack:
-        progress("computing what is expected")
         judged = replace(job, threads=threads if place == "cpu" else os.cpu_count() or 1)
         most_s = rounds.prepare_timeout_s
-        expected = expected_logits(judged, min(most_s, max(0.0, left_s())), reference)
+
+        @cache
+        def expected() -> Array:
+            progress("computing what is expected")
+            return expected_logits(judged, min(most_s, max(0.0, left_s())), reference)
+
+        if place == "cpu":
+            expected()
         for number, newcomers in enumerate(meetings, 1):
-            for name, peer in newcomers.items():
-                progress(f"preparing {name}")
-                entrants.append(_Entrant(name=name, process=stack.enter_context(Process(threads))))
-                spare_s = left_s() - rounds.about_s(len(entrants))
-                with _dropping_out(entrants[-1]):
-                    _check_dtype(peer, model.dtype)
-                    _prepare(entrants[-1], peer, job, expected, most_s, spare_s)
+            for group in _groups(newcomers, together=place != "cpu"):
+                progress(f"loading {', '.join(group)}")
+                joining = {
+                    _Entrant(name=name, process=stack.enter_context(Process(threads))): peer
+                    for name, peer in group.items()
+                }
+                spare_s = left_s() - rounds.about_s(len(entrants) + 1)
+                _load(joining, job, most_s, spare_s, meanwhile=expected)
+                for entrant in joining:
+                    entrants.append(entrant)
+                    if entrant.failure is not None:
+                        continue
+                    progress(f"preparing {entrant.name}")
+                    spare_s = left_s() - rounds.about_s(len(entrants))
+                    with _dropping_out(entrant):
+                        _prepare(entrant, job, expected(), most_s, spare_s)
             if any(not (entrant.failure or entrant.samples) for entrant in entrants):
                 _race(entrants, rounds, left_s, progress)
             absent = {e.name: e.failure for e in entrants if e.failure}
@@ -166,7 +184,12 @@ def _meetings(contenders: Mapping[str, Peer], *, short: bool) -> list[dict[str, 
     return [part for part in parts if part]
 
 
-@dataclass(slots=True, kw_only=True)
+def _groups(newcomers: Mapping[str, Peer], *, together: bool) -> list[Mapping[str, Peer]]:
+    """Who loads side by side: all, or each alone, where there are few cores for it."""
+    return [newcomers] if together else [{name: peer} for name, peer in newcomers.items()]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Entrant:
     """A contender: its process, its times so far, or why it has dropped out."""
 
@@ -193,22 +216,48 @@ def _dropping_out(entrant: _Entrant) -> Iterator[None]:
             ) from None
 
 
-def _prepare(
-    entrant: _Entrant, peer: Peer, job: Job, expected: Array, most_s: float, left_s: float
+def _load(
+    joining: Mapping[_Entrant, Peer],
+    job: Job,
+    most_s: float,
+    left_s: float,
+    meanwhile: Callable[[], object],
 ) -> None:
-    """Prepare the entrant's network; PeerFailed when its logits are not the expected ones.
+    """Let all load their libraries and the network, side by side, until each has or has failed.
+
+    most_s  each may take; less when less is left
+    """
+    for entrant, peer in joining.items():
+        with _dropping_out(entrant):
+            _check_dtype(peer, job.model.dtype)
+            if left_s <= 0:
+                raise PeerFailed(NO_TIME)
+            entrant.process.tell("load", peer, job)
+    meanwhile()
+    for entrant in joining:
+        if entrant.failure is None:
+            with _dropping_out(entrant):
+                _answer(entrant.process.answer, most_s, left_s)
+
+
+def _prepare(entrant: _Entrant, job: Job, expected: Array, most_s: float, left_s: float) -> None:
+    """Make ready who has loaded; PeerFailed when its logits are not the expected ones.
 
     most_s  it may take; less when less is left
     """
     if left_s <= 0:
         raise PeerFailed(NO_TIME)
+    entrant.process.tell("ready")
+    entrant.version, y = _answer(entrant.process.answer, most_s, left_s)
+    entrant.max_abs_diff = difference(job, y, expected)
+
+
+def _answer(answer: Callable[[float], Any], most_s: float, left_s: float) -> Any:
+    """What is answered in so much time; PeerFailed with NO_TIME when it was short."""
     try:
-        entrant.version, y = entrant.process.ask(
-            "prepare", peer, job, timeout_s=min(most_s, left_s)
-        )
+        return answer(min(most_s, left_s))
     except PeerLate as late:
         raise PeerFailed(f"{NO_TIME}: {late}" if left_s < most_s else str(late)) from None
-    entrant.max_abs_diff = difference(job, y, expected)
 
 
 def _race(

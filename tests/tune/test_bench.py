@@ -17,7 +17,7 @@ from tune import bench
 from tune.bench import NO_TIME, Comparison, Rounds, compare
 from tune.errors import GateError, SetupError, UsageError
 from tune.mobilenet import MobileNet
-from tune.peers import GPU_PEERS, OURS, Peer
+from tune.peers import GPU_PEERS, OURS, Job, Peer
 from tune.peers.process import PeerFailed, PeerLate, environment
 from tune.report.comparison import comparison_table, comparisons_table
 
@@ -154,7 +154,7 @@ def test_hanging_while_preparing_is_cut_off(fakes: Fakes) -> None:
     peers = {OURS: fakes("ours"), "hangs": fakes("hangs", prepare="time.sleep(99)")}
     result = fakes.compare(peers, rounds=hasty)
     assert [row.name for row in result.rows] == [OURS]
-    assert result.absent[0].reason == "no answer to prepare after 3 s"
+    assert result.absent[0].reason == "no answer to load after 3 s"
 
 
 @pytest.mark.parametrize("name", ["crashes-preparing", "hangs-timed", "is-wrong", "is-nan"])
@@ -301,15 +301,80 @@ def test_nobody_is_waited_for_longer_than_there_is_time(
     asked: list[float] = []
 
     class Late:
-        def ask(self, *_: Any, timeout_s: float) -> None:
+        def tell(self, *_: Any) -> None:
+            pass
+
+        def answer(self, timeout_s: float) -> None:
             asked.append(timeout_s)
             raise PeerLate("too late")
 
-    entrant = bench._Entrant(name="late", process=Late())  # type: ignore[arg-type]
+        def close(self) -> None:
+            pass
+
+    job = Job.at_random(MODEL, {}, threads=1, seed=0)
+    one, two = (bench._Entrant(name="late", process=Late()) for _ in range(2))  # type: ignore[arg-type]
+    limits = (ROUNDS.prepare_timeout_s, left_s)
+    bench._load({one: Peer("late")}, job, *limits, meanwhile=lambda: None)
+    assert one.failure == reason
     with pytest.raises(PeerFailed) as caught:
-        bench._prepare(entrant, Peer("late"), None, np.zeros(1), ROUNDS.prepare_timeout_s, left_s)  # type: ignore[arg-type]
+        bench._prepare(two, job, np.zeros(1), *limits)
     assert str(caught.value) == reason
-    assert asked == ([] if asked_s is None else [asked_s])
+    assert asked == ([] if asked_s is None else [asked_s] * 2)
+
+
+def test_on_a_gpu_all_load_at_once_and_each_has_it_alone_to_choose_by_the_clock(
+    fakes: Fakes, tmp_path: Path
+) -> None:
+    """Each loads until all do; the first call of one finds none of another."""
+    names = [OURS, "one", "two"]
+    alone = tmp_path / "alone"
+    parts = {
+        name: {
+            "prepare": f"""
+    open(r"{tmp_path / name}", "x").close()
+    while not all(os.path.exists(os.path.join(r"{tmp_path}", other)) for other in {names}):
+        time.sleep(0.01)
+""",
+            "run": f"""
+        if self.calls == 1:
+            os.mkdir(r"{alone}")
+            time.sleep(0.1)
+            os.rmdir(r"{alone}")
+        time.sleep(0.002)
+""",
+        }
+        for name in names
+    }
+    peers = {name: fakes(f"side-by-side-{name}", **parts[name]) for name in names}
+    told: list[str] = []
+    bad = {"unfit": fakes("unfit", **MISBEHAVIOURS["crashes-preparing"][0])}
+    result = fakes.compare(peers | bad, place="cuda", progress=told.append)
+    assert {row.name for row in result.rows} == set(names)
+    [absent] = result.absent
+    assert absent.name == "unfit"
+    assert "SIGABRT" in absent.reason
+    assert told[:3] == [
+        f"loading {OURS}, one, two, unfit",
+        "computing what is expected",
+        f"preparing {OURS}",
+    ]
+
+
+def test_who_has_loaded_is_not_late_because_another_was_waited_for(fakes: Fakes) -> None:
+    hasty = Rounds(count=1, burst_s=0.001, pause_s=0.0, prepare_timeout_s=4.0)
+    hangs = {"hangs": fakes("hangs", prepare="time.sleep(99)")}
+    result = fakes.compare(
+        {OURS: fakes("ours")} | hangs | {"last": fakes("last")}, rounds=hasty, place="cuda"
+    )
+    assert {row.name for row in result.rows} == {OURS, "last"}
+    assert [each.reason for each in result.absent] == ["no answer to load after 4 s"]
+
+
+def test_our_own_failure_ends_the_loading_of_others(fakes: Fakes) -> None:
+    parts, reason = MISBEHAVIOURS["crashes-preparing"]
+    peers = {OURS: fakes("crashes", **parts), "hangs": fakes("hangs", prepare="time.sleep(99)")}
+    with pytest.raises(GateError, match=reason):
+        fakes.compare(peers, place="cuda")
 
 
 def test_no_round_begins_when_the_time_is_up_but_the_first() -> None:

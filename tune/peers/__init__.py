@@ -3,8 +3,9 @@
 A peer is one module with two functions,
 
     version() -> str                     of the library that does the work
-    prepare(job: Job) -> Contender       the network, compiled and ready on `job.threads` threads
-                                         or, as `job.place` says, on the GPU
+    prepare(job: Job) -> Contender       the network for `job.threads` threads or, as `job.place`
+                                         says, for the GPU, where others prepare at the same time:
+                                         what is compiled by the clock there, `bind` or `run` does
 
 imported only in the process that measures it. Each takes the same folded or unfolded weights and
 the same input, computes in the model's dtype and is set up as its own manual advises.
@@ -122,7 +123,7 @@ class Contender(Protocol):
     """
 
     def bind(self, x: Array) -> None:
-        """Put x (N, H, W, 3) into the library's own tensor."""
+        """Put x (N, H, W, 3) into the library's own tensor. What is still to be done, is done."""
 
     def run(self) -> Any:
         """The output for the bound input, in the library's own form."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,22 @@ class Process:
 
     def ask(self, method: str, *arguments: Any, timeout_s: float) -> Any:
         """What `method` of the worker's seat returns; PeerFailed when it does not, or too late."""
+        self.tell(method, *arguments)
+        return self.answer(timeout_s)
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Let the worker begin; PeerFailed when it has ended."""
+        self._told = method, time.monotonic()
         try:
             self._channel.send((method, arguments))
-            if not self._channel.poll(timeout_s):
+        except OSError:
+            raise PeerFailed(f"its process ended with {self._end()}") from None
+
+    def answer(self, timeout_s: float) -> Any:
+        """What `ask` returns, of what the worker was told; late so long after it was."""
+        method, told_s = self._told
+        try:
+            if not self._channel.poll(max(0.0, told_s + timeout_s - time.monotonic())):
                 raise PeerLate(f"no answer to {method} after {timeout_s:g} s")
             done, value = self._channel.recv()
         except (EOFError, OSError):

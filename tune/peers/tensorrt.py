@@ -18,7 +18,12 @@ def version() -> str:
 
 
 def prepare(job: Job) -> Engine:
-    """The network in the dtypes that its graph says, without TF32."""
+    """The network; its engine is built when it is bound, for TensorRT chooses by the clock."""
+    return Engine(job)
+
+
+def built(job: Job) -> Any:
+    """The engine in the dtypes that the network's graph says, without TF32."""
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -30,18 +35,19 @@ def prepare(job: Job) -> Engine:
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise RuntimeError("TensorRT built no engine")
-    engine = trt.Runtime(logger).deserialize_cuda_engine(serialized)
-    return Engine(engine, job)
+    return trt.Runtime(logger).deserialize_cuda_engine(serialized)
 
 
 class Engine:
-    def __init__(self, engine: Any, job: Job) -> None:
-        self._engine, self._context = engine, engine.create_execution_context()
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._dtype = getattr(torch, job.model.dtype)
         self._y = torch.empty(job.model.batch, job.model.classes, dtype=self._dtype, device="cuda")
         self.stream = torch.cuda.current_stream().cuda_stream
 
     def bind(self, x: Array) -> None:
+        self._engine = built(self._job)
+        self._context = self._engine.create_execution_context()
         self._x = torch.from_numpy(nchw_layout(x)).to("cuda", self._dtype)
         for number, tensor in enumerate((self._x, self._y)):
             name = self._engine.get_tensor_name(number)

@@ -36,22 +36,37 @@ def main() -> None:
 
 
 class Seat:
-    """What may be asked of a contender: `prepare` once, then the others as often as wanted."""
+    """What may be asked of a contender: to be prepared once, then the others as often as wanted."""
 
+    _module: Any
     _contender: Contender
+    _x: Array
 
     def prepare(self, peer: Peer, job: Job) -> tuple[str, Array]:
-        """The version of the peer's library and the logits (N, classes) it gives for `job.x`."""
+        """As `load` and `ready` one after the other."""
+        self.load(peer, job)
+        return self.ready()
+
+    def load(self, peer: Peer, job: Job) -> None:
+        """Import the peer's library and give it the network; nothing is chosen by the clock."""
         for package in peer.packages:
             if find_spec(package) is None:
                 raise ModuleNotFoundError(
                     f"{package} is not installed; expected it for this peer; "
                     f"run: pip install -e '.[peers]'"
                 )
-        module: Any = import_module(peer.module)
-        self._contender = module.prepare(job)
-        self._contender.bind(job.x)
-        return module.version(), self._contender.logits(self._contender.run())
+        self._module = import_module(peer.module)
+        self._contender = self._module.prepare(job)
+        self._x = job.x
+
+    def ready(self) -> tuple[str, Array]:
+        """The version of the peer's library and the logits (N, classes) it gives for the images.
+
+        Whoever tries several ways to compute, and times them, does it here.
+        """
+        self._contender.bind(self._x)
+        del self._x
+        return self._module.version(), self._contender.logits(self._contender.run())
 
     def burst(self, warmup: int, min_s: float) -> list[float]:
         """Seconds of each call, after `warmup` calls, until they add up to `min_s`.
