@@ -505,10 +505,13 @@ def test_a_wrong_kernel_is_reported_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Card, "wrong", "triton.separable")
-    asked = ["harvest", "--budget", "2s", "--only", ONE, "-o", str(tmp_path)]
+    asked = ["harvest", "--budget", "2s", "--only", ONE, "--kernel", "triton.depthwise,triton.head"]
+    asked += ["-o", str(tmp_path)]
     assert cli.main(asked) == 1
     printed, told = capsys.readouterr()
     assert "triton.separable separable/f16" not in told.splitlines()[-1]
+    trials = [record for record in recorded(tmp_path) if record.stage == "trial"]
+    assert {record.kernel for record in trials} == {"triton.depthwise", "triton.head"}
     assert told.splitlines()[-1].startswith("septune: correctness failed; expected ")
     assert "wrong: output (0,) is nan" in printed
     assert (tmp_path / "summary.md").read_text().strip() in printed
@@ -529,6 +532,21 @@ def test_the_summary_says_what_was_found(tmp_path: Path) -> None:
     assert "absent: tensorrt: tensorrt is not installed" in text
     assert "failed:" not in text
     assert "not done yet" not in text
+
+
+def test_trials_are_of_the_chosen_kernels_and_finals_of_all_that_are_known(tmp_path: Path) -> None:
+    before, after, chosen = tmp_path / "before", tmp_path / "after", "triton.pointwise"
+    harvested(before)
+    known = [record for record in recorded(before) if record.stage == "trial"]
+    assert {record.kernel for record in known} > {chosen}
+    database.append(after / "logs/cuda/h100.jsonl", known)
+    harvested(after, kernels=[chosen])
+    found = recorded(after)[len(known) :]
+    assert {record.kernel for record in found if record.stage == "trial"} == {chosen}
+    assert {record.kernel for record in found if record.stage == "final"} > {chosen}
+    with pytest.raises(UsageError, match=r"'triton\.pontwise' is not known; expected one of "):
+        harvested(tmp_path / "none", kernels=["triton.pontwise"])
+    assert not (tmp_path / "none").exists()
 
 
 def test_shares_of_chosen_settings_make_up_the_whole() -> None:

@@ -82,6 +82,9 @@ def harvested() -> Parser:
     options.add_argument(
         "--only", type=names, default=(), metavar="A,B", help="networks, such as batch1-float16"
     )
+    options.add_argument(
+        "--kernel", type=names, default=(), metavar="A,B", help="trials of these kernels alone"
+    )
     options.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     options.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     return options

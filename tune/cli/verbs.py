@@ -177,6 +177,7 @@ def harvest(options: argparse.Namespace) -> None:
         budget_s=options.budget,
         limit_s=options.limit,
         only=options.only,
+        kernels=options.kernel,
         seed=options.seed,
         progress=_tell,
     )

@@ -31,6 +31,7 @@ from tune.pipeline.comparing import bench
 from tune.pipeline.correctness import correctness, outdated
 from tune.pipeline.explaining import explain
 from tune.pipeline.records import Log
+from tune.pipeline.searches import check_kernels
 from tune.pipeline.site import Site
 from tune.pipeline.tuning import FINALS_SHARE, Progress, tune
 from tune.pipeline.visit import Partial, Unfinished, Visit
@@ -81,6 +82,7 @@ class _Harvest:
     visit: Visit
     budget_s: float
     limit_s: float | None
+    kernels: tuple[str, ...]
     seed: int
 
     @property
@@ -110,6 +112,7 @@ def harvest(
     budget_s: float,
     limit_s: float | None = None,
     only: Sequence[str] = (),
+    kernels: Sequence[str] = (),
     seed: int = 0,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -118,6 +121,7 @@ def harvest(
     budget_s  for tuning, of all settings together
     limit_s   after which this call starts nothing new; another one goes on
     only      names of some SETTINGS, which share the budget; all when empty
+    kernels   that trials are made of, all when empty; in finals others meet them, as far as known
 
     Under `state` which steps have ended, why some failed, what the results of others lack, and
     whether something is left to do. SetupError when code for `target` does not run here, or when
@@ -125,6 +129,7 @@ def harvest(
     """
     check_pins()
     settings = _chosen(only)
+    check_kernels(kernels)
     if not machines(target.kind).can_run(target):
         raise SetupError(
             f"this machine cannot run code for {target.device}; expected one with that GPU; run "
@@ -139,7 +144,14 @@ def harvest(
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.resolve() / "inductor"))
     deadline = None if limit_s is None else time.monotonic() + limit_s
     visit = Visit(folder=folder, progress=progress, deadline=deadline)
-    known = _Harvest(target=target, visit=visit, budget_s=budget_s, limit_s=limit_s, seed=seed)
+    known = _Harvest(
+        target=target,
+        visit=visit,
+        budget_s=budget_s,
+        limit_s=limit_s,
+        kernels=tuple(kernels),
+        seed=seed,
+    )
     _reopen(known, settings)
     steps = _steps(known, settings)
     left = visit.take(steps)
@@ -231,7 +243,8 @@ def _tuning(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
     slice_s = _slice_s(harvest, setting, wanted_s, "finals", "build", "comparison")
     start = time.monotonic()
     if slice_s > 0:
-        for event in _measured(harvest, setting, "tuning", budget_s=slice_s, finals=False):
+        chosen = {"kernels": harvest.kernels, "finals": False}
+        for event in _measured(harvest, setting, "tuning", budget_s=slice_s, **chosen):
             visit.spent_s[setting.name] = before_s + event.elapsed_s
         if slice_s < wanted_s and time.monotonic() - start >= slice_s:
             raise Unfinished

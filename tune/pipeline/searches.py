@@ -81,12 +81,7 @@ def searches_of(
 
     only  the kernels to search, of which others may be rivals; UsageError for unknown ones
     """
-    for name in only or ():
-        if name not in KERNELS:
-            raise UsageError(
-                f"kernel {name!r} is not known; expected one of {', '.join(KERNELS)}; "
-                f"leave --kernel out for all"
-            )
+    check_kernels(only or ())
     target, records = recorder.target, recorder.records
     searches = []
     for workload, weight in weights.items():
@@ -113,6 +108,16 @@ def searches_of(
                 )
             )
     return searches
+
+
+def check_kernels(names: Iterable[str]) -> None:
+    """UsageError for an unknown one."""
+    for name in names:
+        if name not in KERNELS:
+            raise UsageError(
+                f"kernel {name!r} is not known; expected one of {', '.join(KERNELS)}; "
+                f"leave --kernel out for all"
+            )
 
 
 def batch(
