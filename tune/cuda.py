@@ -19,7 +19,7 @@ from typing import Any
 from targets import cuda_toolkit
 
 DEFAULT_STREAM = 0
-TO_DEVICE = 1  # of the directions of a copy
+TO_DEVICE, WITHIN_DEVICE = 1, 3  # of the directions of a copy
 RELAXED = 2  # a capture that minds no call of other libraries
 
 
@@ -74,6 +74,19 @@ class Graph:
 
     def release(self) -> None:
         _call("cudaGraphExecDestroy", self._executable)
+
+
+def fill(stream: int, to: int, byte: int, size_bytes: int) -> None:
+    """Let the stream set so many bytes of the GPU's memory, from the address `to` on."""
+    size, handle = ctypes.c_size_t(size_bytes), ctypes.c_void_p(stream)
+    _call("cudaMemsetAsync", ctypes.c_void_p(to), ctypes.c_int(byte), size, handle)
+
+
+def copy(stream: int, to: int, source: int, size_bytes: int) -> None:
+    """Let the stream copy so many bytes within the GPU's memory, between two addresses."""
+    places = ctypes.c_void_p(to), ctypes.c_void_p(source)
+    size, kind = ctypes.c_size_t(size_bytes), ctypes.c_int(WITHIN_DEVICE)
+    _call("cudaMemcpyAsync", *places, size, kind, ctypes.c_void_p(stream))
 
 
 def new_stream() -> int:

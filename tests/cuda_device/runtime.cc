@@ -87,6 +87,12 @@ int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, const boo
   memcpy(to, from, size);
   return SUCCESS;
 }
+int cudaMemsetAsync(void *to, int byte, size_t size, const bool *stream) {
+  if (int code = device_enter(stream)) return code;
+  if (!device_holds(to, size)) return INVALID_VALUE;
+  memset(to, byte, size);
+  return SUCCESS;
+}
 int cudaMemcpyPeerAsync(void *to, int, const void *from, int, size_t size,
                         const bool *stream) {
   return cudaMemcpyAsync(to, from, size, WITHIN_DEVICE, stream);

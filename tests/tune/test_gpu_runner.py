@@ -6,12 +6,14 @@ Times mean nothing there; that events, graphs and copies are used as they have t
 from __future__ import annotations
 
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cuda_device
+import numpy as np
 import pytest
 from measuring import outcomes
 
@@ -27,6 +29,7 @@ from tune.runners.candidate import Candidate
 from tune.runners.gpu import DATASHEET, MATMUL, GpuRunner
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.worker import Worker
+from tune.verify import IMAGES, case, few
 
 H100 = machines("cuda").DEVICES["h100"]
 POINTWISE = Pointwise(N=1, H=2, W=4, Ci=16, Co=32)
@@ -224,20 +227,83 @@ def test_a_check_takes_no_time(runner: GpuRunner) -> None:
     assert str(wrong.error).startswith("wrong: ")
 
 
-def test_launches_are_graphs_of_rotating_copies(runner: GpuRunner, tmp_path: Path) -> None:
-    library = tmp_path / "candidate.so"
+def candidate_of(worker: Worker, asked: Entry, library: Path) -> Candidate:
+    arguments = (asked.workload, asked.kernel, asked.config, H100, library)
+    shapes = worker.call(build, *arguments, timeout_s=60)
+    return Candidate(
+        workload=asked.workload,
+        kernel=asked.kernel,
+        config=asked.config,
+        library=library,
+        shapes=shapes,
+    )
+
+
+def test_candidates_of_a_workload_are_timed_on_the_same_copies(
+    runner: GpuRunner, tmp_path: Path
+) -> None:
     worker = Worker()
     try:
-        asked = entry(POINTWISE)
-        arguments = (POINTWISE, asked.kernel, asked.config, H100, library)
-        shapes = worker.call(build, *arguments, timeout_s=60)
-        candidate = Candidate(
-            workload=POINTWISE,
-            kernel=asked.kernel,
-            config=asked.config,
-            library=library,
-            shapes=shapes,
-        )
+        places = []
+        for fate in ("right", "right", "later wrong"):
+            assert worker.call(kept, timeout_s=60) == min(1, len(places))
+            candidate = candidate_of(worker, entry(POINTWISE, fate), tmp_path / f"{len(places)}.so")
+            steps = (launches_of, graphs.time_alone, candidate, runner.trial)
+            launched = worker.call(*steps, timeout_s=60)
+            places.append({each.arguments for each in launched if each.graph})
+        assert places[0] == places[1]
+        assert worker.call(kept, timeout_s=60) == 0  # where the wrong one may have written, too
+        assert worker.call(outlives, timeout_s=60) is False
+    finally:
+        worker.stop()
+
+
+def kept() -> int:
+    return graphs._kept.cache_info().currsize
+
+
+def outlives() -> bool:
+    """In a worker: whether copies are still there when another workload's turn has come."""
+    _activate()
+    weights = tuple(few(POINTWISE)[1])
+    copies = graphs._kept(POINTWISE)
+    one, *_ = copies.weights(1, weights)
+    assert copies.weights(1, tuple(array.copy() for array in weights))[0] is one
+    other, *_ = copies.weights(1, (weights[0] + 1, *weights[1:]))
+    np.testing.assert_array_equal(other.numpy(), weights[0] + 1)
+    for shape in ((8, 32), (1, 2, 4, 32)):
+        y = copies.unwritten(shape)
+        assert y.shape == shape
+        assert np.isnan(y.numpy()).all()
+        y.copyfrom(np.zeros(shape, "float32"))
+    left = weakref.ref(copies)
+    del copies, one, other, y
+    graphs._kept(DEPTHWISE)
+    return left() is not None
+
+
+def test_the_gpu_repeats_the_images_of_a_batch() -> None:
+    worker = Worker()
+    try:
+        many = replace(POINTWISE, N=2 * IMAGES + 1)
+        x, rolled = worker.call(inputs_of, many, timeout_s=60)
+    finally:
+        worker.stop()
+    np.testing.assert_array_equal(x, case(many)[0])
+    assert sorted(rolled[:IMAGES].ravel()) == sorted(x[:IMAGES].ravel())
+    assert (rolled != x).any()
+
+
+def inputs_of(workload: Workload) -> tuple[Any, Any]:
+    _activate()
+    copies = graphs._Copies(workload)
+    return tuple(copies.x(number, workload.x_shape).numpy() for number in range(2))
+
+
+def test_launches_are_graphs_of_rotating_copies(runner: GpuRunner, tmp_path: Path) -> None:
+    worker = Worker()
+    try:
+        candidate = candidate_of(worker, entry(POINTWISE), tmp_path / "candidate.so")
         steps = (launches_of, graphs.time_alone, candidate, runner.trial)
         launched = worker.call(*steps, timeout_s=60)
     finally:

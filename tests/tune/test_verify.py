@@ -8,7 +8,7 @@ import pytest
 from kernels.reference import reference
 from kernels.tolerance import tolerance
 from kernels.workload import Pointwise
-from tune.verify import case, difference
+from tune.verify import IMAGES, case, difference, few
 
 WORKLOAD = Pointwise(N=1, H=3, W=4, Ci=16, Co=8, activation="none")
 ALLOWED = tolerance("float32", 16)
@@ -24,6 +24,7 @@ def off_by(value: float) -> np.ndarray:
 def test_case_is_fixed_and_its_own_answer() -> None:
     x, weights, y = case(WORKLOAD)
     case.cache_clear()
+    few.cache_clear()
     again_x, again_weights, again_y = case(WORKLOAD)
     for one, other in zip((x, *weights, y), (again_x, *again_weights, again_y), strict=True):
         assert one is not other
@@ -50,3 +51,18 @@ def test_value_that_was_not_written_is_told_before_the_wrong_ones() -> None:
     y = off_by(1e9)
     y[0, 0] = np.nan
     assert str(difference(WORKLOAD, y)).startswith("output (0, 0, 0, 0) is nan; expected ")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_images_of_a_batch_are_looked_at_each(dtype: str) -> None:
+    many = Pointwise(N=2 * IMAGES + 1, H=1, W=3, Ci=16, Co=7, dtype=dtype)  # 42 bytes an image
+    y = case(many)[-1].copy()
+    assert difference(many, y) is None
+    right = y[:IMAGES].copy()
+    for image in (0, IMAGES, 2 * IMAGES):
+        bad = y.copy()
+        bad[image, 0, 2, 6] = np.nan
+        for known in (None, right):
+            assert str(difference(many, bad, known)).startswith(f"output ({image}, 0, 2, 6) is nan")
+    assert difference(many, y, right) is None
+    assert difference(many, y, right + 1) is None  # not equal, but right all the same

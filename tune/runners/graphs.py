@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from math import ceil
+from math import ceil, prod
 from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
 
 from kernels import kernel
-from kernels.workload import Workload, moved_bytes
+from kernels.reference import Array
+from kernels.workload import ITEM_BYTES, Workload, moved_bytes
 from targets import cuda_toolkit
-from tune.cuda import Graph, Stopwatch, new_stream
+from tune.cuda import Graph, Stopwatch, copy, fill, new_stream
 from tune.runners.candidate import Candidate
 from tune.runners.protocol import Outcome
 from tune.runners.samples import in_turns, settled
-from tune.verify import case, difference
+from tune.verify import difference, few
 
 MOST_COPIES = 512
+NAN_BYTE = 0xFF  # of which a NaN can consist, whatever float it is
+POISONED = 997  # every so manieth number
 
 
 class _Pace(Protocol):
@@ -49,13 +52,13 @@ class _Turns(_Pace, Protocol):
 
 def check(candidate: Candidate) -> Outcome:
     """Whether the candidate computes what the reference computes; no time."""
-    error = _Loaded(candidate).error
+    error = _Loaded(candidate, _kept(candidate.workload)).error
     return Outcome(config=candidate.config, error=error, checked=error is None)
 
 
 def time_alone(candidate: Candidate, protocol: _Trial) -> Outcome:
     """Check a candidate and, when it is right, time it."""
-    loaded = _Loaded(candidate)
+    loaded = _Loaded(candidate, _kept(candidate.workload))
     if loaded.error is not None:
         return Outcome(config=candidate.config, error=loaded.error)
     timed = _Timed([loaded], protocol.rotate_bytes, protocol)
@@ -79,9 +82,10 @@ def time_in_turns(
                    one; none otherwise
     touched_bytes  the memory that copies fill
     """
-    loaded = [_Loaded(rival) for rival in rivals]
+    _kept.cache_clear()
+    loaded = [_Loaded(rival, _Copies(rival.workload)) for rival in rivals]
     casts = {number: [one] for number, one in enumerate(loaded) if one.error is None}
-    pair = [_Loaded(part) for part in apart]
+    pair = [_Loaded(part, _Copies(part.workload)) for part in apart]
     if pair and all(part.error is None for part in pair):
         casts[-1] = pair
     timed = {number: _Timed(cast, touched_bytes, turns) for number, cast in casts.items()}
@@ -112,36 +116,93 @@ class _Loaded:
     error  None, or `wrong: …`
     """
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, copies: _Copies) -> None:
+        """`copies`, of its workload, are what it is timed on."""
         import tvm
 
-        self.workload, self.shapes = candidate.workload, candidate.shapes
-        _, weights, _ = case(self.workload)
+        self.workload, self.shapes, self.copies = candidate.workload, candidate.shapes, copies
+        _, weights, y = few(self.workload)
         self.packed = kernel(candidate.kernel).pack(self.workload, candidate.config, weights)
         _stream()
         self.function = tvm.runtime.load_module(str(candidate.library))["main"]
-        y = _tensor(np.full(self.shapes[-1], np.nan, self.workload.dtype))
-        self._arguments = (_x(self.workload, self.shapes[0]), *map(_tensor, self.packed), y)
-        self._output = self._run()
-        wrong = difference(self.workload, self._output)
-        self.error = f"wrong: {wrong}" if wrong else None
+        self._y = copies.unwritten(self.shapes[-1])
+        # Weights of its own: what a wrong candidate wrote elsewhere makes no other one wrong.
+        self._arguments = (copies.x(0, self.shapes[0]), *map(_tensor, self.packed), self._y)
+        output = self._run()
+        self._first = output.reshape(-1)[: y.size].reshape(y.shape).copy()
+        self.error = self._judged("wrong: ", output)
 
     def changed(self) -> str | None:
         """`wrong: …` when it computes something else by now, as those do whose threads race."""
-        again = self._run()
-        if np.array_equal(again.view(np.uint8), self._output.view(np.uint8)):
-            return None
-        wrong = difference(self.workload, again)
-        return f"wrong: in a later run, {wrong}" if wrong else None
+        return self._judged("wrong: in a later run, ", self._run(), self._first)
 
-    def _run(self) -> np.ndarray[Any, Any]:
-        """The output for the case, once the GPU has no more to do."""
+    def _judged(self, prefix: str, output: Array, known: Array | None = None) -> str | None:
+        wrong = difference(self.workload, output, known)
+        if wrong is None:
+            return None
+        _kept.cache_clear()  # where it may have written, too
+        _x.cache_clear()
+        return prefix + wrong
+
+    def _run(self) -> Array:
+        """The output for the case, once the GPU has no more to do; good until the next one."""
         import tvm
 
         self.function(*self._arguments)
         tvm.cuda().sync(_stream())
-        output: np.ndarray[Any, Any] = self._arguments[-1].numpy()
+        output, host = _host(self.shapes[-1], self.workload.dtype)
+        output.reshape(-1)[::POISONED] = np.nan  # of the last one; what does not come is not right
+        self._y.copyto(host)
+        tvm.cuda().sync(_stream())
         return output
+
+
+class _Copies:
+    """A workload's tensors in the GPU's memory, each as often as a rotation needs it.
+
+    Weights alone depend on the candidate: only those that were asked for last are there.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._x: list[Any] = []
+        self._y: list[Any] = []
+        self._weights: list[tuple[Any, ...]] = []
+        self._packed: tuple[Array, ...] = ()
+        self._checked: Any = None
+
+    def x(self, number: int, shape: tuple[int, ...]) -> Any:
+        """The case's; from the second on, the same random numbers in other places."""
+        while len(self._x) <= number:
+            place = len(self._x)
+            self._x.append(_rolled(self._workload, place) if place else _x(self._workload))
+        return _shaped(self._x[number], shape)
+
+    def weights(self, number: int, packed: tuple[Array, ...]) -> tuple[Any, ...]:
+        if not _same(packed, self._packed):
+            self._packed, self._weights = packed, []
+        while len(self._weights) <= number:
+            self._weights.append(tuple(map(_tensor, packed)))
+        return self._weights[number]
+
+    def y(self, number: int, shape: tuple[int, ...]) -> Any:
+        while len(self._y) <= number:
+            self._y.append(_empty(shape, self._workload.dtype))
+        return _shaped(self._y[number], shape)
+
+    def unwritten(self, shape: tuple[int, ...]) -> Any:
+        """Another y, which is NaN all through."""
+        if self._checked is None:
+            self._checked = _empty(shape, self._workload.dtype)
+        size_bytes = prod(shape) * ITEM_BYTES[self._workload.dtype]
+        fill(_stream(), self._checked.data_ptr(), NAN_BYTE, size_bytes)
+        return _shaped(self._checked, shape)
+
+
+@lru_cache(maxsize=1)
+def _kept(workload: Workload) -> _Copies:
+    """Of the last workload, most of whose candidates come one behind the other."""
+    return _Copies(workload)
 
 
 class _Timed:
@@ -184,27 +245,62 @@ class _Timed:
 
 
 def _chain(cast: Sequence[_Loaded], number: int) -> list[tuple[Any, tuple[Any, ...]]]:
-    """Functions and arguments; memory of their own, but for the first x, which is the case's."""
-    import tvm
-
-    first = cast[0]
-    x = _x(first.workload, first.shapes[0])
-    if number:  # the same random numbers in other places
-        x = _tensor(np.roll(case(first.workload)[0], 97 * number).reshape(first.shapes[0]))
+    """Functions and arguments, the copies of that number."""
+    x = cast[0].copies.x(number, cast[0].shapes[0])
     calls: list[tuple[Any, tuple[Any, ...]]] = []
     for loaded in cast:
-        y = tvm.runtime.empty(loaded.shapes[-1], loaded.workload.dtype, tvm.cuda())
-        calls.append(
-            (loaded.function, (_shaped(x, loaded.shapes[0]), *map(_tensor, loaded.packed), y))
-        )
+        y = loaded.copies.y(number, loaded.shapes[-1])
+        weights = loaded.copies.weights(number, loaded.packed)
+        calls.append((loaded.function, (_shaped(x, loaded.shapes[0]), *weights, y)))
         x = y
     return calls
 
 
 @lru_cache(maxsize=4)
-def _x(workload: Workload, shape: tuple[int, ...]) -> Any:
+def _x(workload: Workload) -> Any:
     """The input of the workload's case, in the GPU's memory."""
-    return _tensor(case(workload)[0].reshape(shape))
+    return _rolled(workload, 0)
+
+
+def _rolled(workload: Workload, places: int) -> Any:
+    """The same, its images moved by so many places, in memory of its own.
+
+    The host has a few images, which the GPU repeats.
+    """
+    import tvm
+
+    images = np.roll(few(workload)[0], 97 * places)
+    some, count = _tensor(images), len(images)
+    if count == workload.N:
+        return some
+    whole = _empty(workload.x_shape, workload.dtype)
+    image_bytes = prod(workload.x_shape[1:]) * ITEM_BYTES[workload.dtype]
+    for first in range(0, workload.N, count):
+        size_bytes = image_bytes * min(count, workload.N - first)
+        copy(_stream(), whole.data_ptr() + image_bytes * first, some.data_ptr(), size_bytes)
+    tvm.cuda().sync(_stream())  # before `some` is gone
+    return whole
+
+
+@lru_cache(maxsize=1)
+def _host(shape: tuple[int, ...], dtype: str) -> tuple[Array, Any]:
+    """Memory of the host for one output after the other, as NumPy and as TVM know it."""
+    import tvm
+
+    tensor = tvm.runtime.empty(shape, dtype)
+    return np.from_dlpack(tensor), tensor
+
+
+def _same(packed: Sequence[Array], other: Sequence[Array]) -> bool:
+    return len(packed) == len(other) and all(
+        a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(packed, other, strict=True)
+    )
+
+
+def _empty(shape: tuple[int, ...], dtype: str) -> Any:
+    import tvm
+
+    return tvm.runtime.empty(shape, dtype, tvm.cuda())
 
 
 def _shaped(tensor: Any, shape: tuple[int, ...]) -> Any:
@@ -212,7 +308,7 @@ def _shaped(tensor: Any, shape: tuple[int, ...]) -> Any:
     return tensor if tuple(tensor.shape) == shape else tensor._create_view(shape)
 
 
-def _tensor(array: np.ndarray[Any, Any]) -> Any:
+def _tensor(array: Array) -> Any:
     import tvm
 
     return tvm.runtime.tensor(np.ascontiguousarray(array), tvm.cuda())
