@@ -22,6 +22,7 @@ from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout,
 
 RUN_TIMEOUT_S = 90.0  # at batch 256 some of it is the host's, which makes the case
 TURNS_TIMEOUT_S = 300.0
+QUEUE = 2  # candidates of a batch for each builder: while the first are built, the GPU is idle
 DATASHEET, MATMUL = "datasheet", "product of matrices by PyTorch"
 
 
@@ -78,7 +79,7 @@ class GpuRunner:
     fuses = True
 
     def __init__(self, target: Target, builders: int) -> None:
-        self._target, self.at_once = target, builders
+        self._target, self.at_once = target, QUEUE * builders
         self._bench = Worker()
         self._pytorch = Worker()  # whoever has loaded PyTorch measures nothing else
         self._builders = Builders(target, builders)

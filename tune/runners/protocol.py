@@ -46,7 +46,7 @@ class Runner(Protocol):
     trial    the rules by which `measure` takes a time, a dataclass
     final    those of `compete`
     threads  that a candidate computes on
-    at_once  candidates that it builds side by side
+    at_once  candidates that it has to be given at least, or else some part of it is idle
     fuses    whether a time tells what it saves to compute two layers in one
     """
 
