@@ -57,6 +57,7 @@ class KernelFacts:
     local_bytes   of memory of a thread's own, which holds what does not fit into registers
     shared_bytes  static shared memory of a block; what the launch asks for comes on top
     depths        instructions by name, outside of loops, inside one, inside two, and so on
+    code          all of them, in their order
     """
 
     name: str
@@ -64,6 +65,7 @@ class KernelFacts:
     local_bytes: int
     shared_bytes: int
     depths: tuple[Mapping[str, int], ...]
+    code: tuple[sass.Instruction, ...] = ()
 
     @property
     def mix(self) -> Counter[str]:
@@ -142,13 +144,15 @@ def inspect(cubin: bytes) -> CubinFacts:
         )
     usage, code = _sections(done.stdout)
     reserved = RESERVED_BYTES if int(arch[1]) >= RESERVED_FROM else 0
+    parsed = {name: sass.parse(code[name]) for name in usage}
     kernels = tuple(
         KernelFacts(
             name=name,
             registers=used["REG"],
             local_bytes=used["STACK"] + used["LOCAL"],
             shared_bytes=max(0, used["SHARED"] - reserved),
-            depths=sass.depths(sass.parse(code[name])),
+            depths=sass.depths(parsed[name]),
+            code=parsed[name],
         )
         for name, used in usage.items()
     )

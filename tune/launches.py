@@ -13,6 +13,7 @@ from kernels.workload import Workload
 from targets.cuda_toolkit import compiling
 from targets.target import Target
 from tune import tir, ttir
+from tune.chain import chain
 from tune.cubin import KernelFacts, inspect
 from tune.prediction import Launched, Work
 
@@ -82,6 +83,13 @@ def _launched(
         threads=threads,
         shared_bytes=facts.shared_bytes + shared_bytes,
         work=work,
+        chain=chain(
+            facts.code,
+            threads,
+            loaded_bytes=work.loaded_bytes / blocks,
+            stored_bytes=work.stored_bytes / blocks,
+            tensor_flops=work.tensor_flops / blocks,
+        ),
     )
 
 

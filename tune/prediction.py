@@ -1,19 +1,19 @@
 """About how long a compiled GPU kernel takes: a model, no clock.
 
-A launch takes a little more than the longest of seven terms (see `Prediction`), each a quantity of
-the compiled kernel by a rate of the GPU, after the assumed costs of launching it and of its first
-load. It is meant for comparing kernels; as a time it is a rough guess until a GPU has measured one.
+A launch costs its node, and then a little more than the longest of seven terms (see `Prediction`):
+what its blocks wait for one after the other, by walking their code, and six quantities of all
+blocks by rates of the GPU. Latencies are those that make it agree with an H200.
 
 Source  Little's law for what latency allows; otherwise own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
 from targets.target import GpuLimits
+from tune.chain import Chain
 from tune.cubin import WARP, KernelFacts, Occupancy, occupancy
 
 # Of every multiprocessor since Turing, by the programming guide: four schedulers issue an
@@ -25,23 +25,30 @@ L2_BYTES_PER_CYCLE = 5120 / 108
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assumptions:
-    """Numbers that no paper of NVIDIA's gives, to be replaced by what a GPU measures.
+class Measured:
+    """Numbers that no paper of NVIDIA's gives, of an H200 on 2026-11-27; taken for every GPU.
 
-    node_s            cost of a launch as a node of a CUDA graph
-    memory_latency_s  from a load to its data, when that comes from memory
-    l2_latency_s      the same, when it comes from L2
+    The first two are its ceilings, by `tune harvest`. The others make the model agree with
+    `logs/cuda/h200.jsonl` and with profiles of the network at batch 1 and 256.
+
+    node_s            cost of an empty launch as a node of a CUDA graph
+    memory_share      of the datasheet's bytes a second, that a copy reaches
+    memory_latency_s  a round of loads, of which some come from memory
+    l2_latency_s      the same, when all come from L2 or have been asked for by a neighbour
+    walk              what a block takes beside its rounds, as a multiple of what walking says
     overlap           of what a launch does at once: the terms' norm of this degree is its time, so
                       that infinity is perfect overlap, and 1 is none
     """
 
-    node_s: float = 2.5e-6
+    node_s: float = 0.88e-6
+    memory_share: float = 0.87
     memory_latency_s: float = 0.6e-6
-    l2_latency_s: float = 0.2e-6
-    overlap: float = 4.0
+    l2_latency_s: float = 0.26e-6
+    walk: float = 1.25
+    overlap: float = 2.0
 
 
-ASSUMED = Assumptions()
+MEASURED = Measured()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,7 @@ class Launched:
     threads: int
     shared_bytes: int
     work: Work
+    chain: Chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +89,8 @@ class Prediction:
     tensor   operations of the tensor cores, padding included
     fma      of the CUDA cores
     issue    all instructions through the schedulers
-    latency  all rounds of loads that wait for one another, in every wave of blocks, but the first
-    fill     that one, before which there is nothing to do; it comes on top
-    node     the launch itself, which comes on top, too
+    chain    what a block does by itself, rounds of loads above all, in every wave of blocks
+    node     the launch itself, which comes on top
     """
 
     occupancy: Occupancy
@@ -93,8 +100,7 @@ class Prediction:
     tensor_s: float
     fma_s: float
     issue_s: float
-    latency_s: float
-    fill_s: float
+    chain_s: float
     node_s: float
     overlap: float
 
@@ -103,7 +109,7 @@ class Prediction:
         terms, degree = self._terms().values(), self.overlap
         longest = max(terms)
         together: float = sum((term / longest) ** degree for term in terms) ** (1 / degree)
-        return self.node_s + self.fill_s + longest * together
+        return self.node_s + longest * together
 
     @property
     def bound(self) -> str:
@@ -119,15 +125,22 @@ class Prediction:
             "tensor": self.tensor_s,
             "fma": self.fma_s,
             "issue": self.issue_s,
-            "latency": self.latency_s,
+            "chain": self.chain_s,
         }
 
 
 def predict(
-    launched: Launched, least_bytes: float, gpu: GpuLimits, dtype: str, assumptions: Assumptions
+    launched: Launched,
+    least_bytes: float,
+    gpu: GpuLimits,
+    dtype: str,
+    measured: Measured,
+    *,
+    cold: bool = False,
 ) -> Prediction:
     """Of one launch of a kernel that has to move at least so many bytes and computes on `dtype`.
 
+    cold  whether its operands lie in memory, as in a trial, rather than in L2, as in a network
     ValueError when not even one block of it fits on a multiprocessor.
     """
     facts, work, blocks = launched.facts, launched.work, launched.blocks
@@ -143,71 +156,47 @@ def predict(
     balance = work.balance * blocks / (gpu.sms * most)
     sm_cycles = gpu.clock_hz * gpu.sms * balance
     warps = blocks * ceil(launched.threads / WARP)
-    issued, fmas = _executed(launched)
+    issued, fmas = _executed(facts, launched.chain)
     asked = work.loaded_bytes + work.stored_bytes
     least = min(least_bytes, asked)
     # What goes through L1 is found there when it is asked for again.
     past_l1 = work.loaded_bytes if facts.count(*PAST_L1) else min(work.loaded_bytes, least)
     tensor_rate = gpu.tensor_f16_flops if dtype == "float16" else gpu.tensor_tf32_flops
-    at_once = max(launched.shared_bytes, _loaded_at_once(facts) * launched.threads, 1)
-    waves, first_s = ceil(most / fits.blocks), assumptions.memory_latency_s
-    rounds = max(1.0, work.loaded_bytes / blocks / at_once)
     return Prediction(
         occupancy=fits,
-        memory_s=least / gpu.memory_bytes_per_s,
+        memory_s=least / (measured.memory_share * gpu.memory_bytes_per_s),
         l2_s=past_l1 / (L2_BYTES_PER_CYCLE * gpu.clock_hz * min(gpu.sms, blocks)),
         l1_s=asked / (L1_BYTES_PER_CYCLE * sm_cycles),
         tensor_s=work.tensor_flops / (tensor_rate * balance) if facts.tensor else 0.0,
         fma_s=2 * WARP * warps * fmas / (gpu.fp32_flops * balance),
         issue_s=warps * issued / (ISSUED_PER_CYCLE * sm_cycles),
-        latency_s=waves * (first_s + (rounds - 1) * assumptions.l2_latency_s) - first_s,
-        fill_s=first_s,
-        node_s=assumptions.node_s,
-        overlap=assumptions.overlap,
+        chain_s=_waves(most, fits.blocks) * _alone_s(launched.chain, gpu, measured, cold),
+        node_s=measured.node_s,
+        overlap=measured.overlap,
     )
 
 
 PAST_L1 = ("LDGSTS", "UTMALDG")
-LOADS, STORES = ("LDG", "LDGSTS"), ("STG",)
-ITEM_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
+MANY_WAVES = 8
 FMAS = {"FFMA": 1, "FMUL": 1, "FADD": 1, "FFMA2": 2, "FMUL2": 2, "FADD2": 2}
 
 
-def _executed(launched: Launched) -> tuple[float, float]:
-    """Instructions that a warp executes, and multiply-adds of a thread among them.
-
-    The deepest loop that loads runs as often as it must to load what the blocks load, any other as
-    often as it must to store what they store, and without stores once.
-    """
-    threads = launched.threads * launched.blocks
+def _executed(facts: KernelFacts, chain: Chain) -> tuple[float, float]:
+    """Instructions that a warp executes, and multiply-adds of a thread among them."""
     issued = fmas = 0.0
-    loads_left = launched.work.loaded_bytes / threads
-    stores_left = launched.work.stored_bytes / threads
-    loading = [depth for depth, part in enumerate(launched.facts.depths) if _bytes(part, LOADS)]
-    for depth, part in enumerate(launched.facts.depths):
-        loads, stores = _bytes(part, LOADS), _bytes(part, STORES)
-        runs = 1.0
-        if depth and loads and depth == loading[-1]:
-            runs = max(1.0, loads_left / loads)
-        elif depth and stores:
-            runs = max(1.0, stores_left / stores)
-        loads_left -= runs * loads
-        stores_left -= runs * stores
+    for part, runs in zip(facts.depths, chain.turns, strict=True):
         issued += runs * sum(part.values())
         fmas += runs * sum(part.get(name, 0) * lanes for name, lanes in FMAS.items())
     return issued, fmas
 
 
-def _loaded_at_once(facts: KernelFacts) -> float:
-    """Bytes that a thread can ask for before it has to wait for some: they need registers."""
-    return min(max(_bytes(part, LOADS) for part in facts.depths), 4 * facts.registers)
+def _waves(blocks: int, at_once: int) -> float:
+    """Of blocks on one multiprocessor; after many waves their ends lie anywhere in between."""
+    return blocks / at_once if blocks >= MANY_WAVES * at_once else ceil(blocks / at_once)
 
 
-def _bytes(part: Mapping[str, int], opcodes: Sequence[str]) -> float:
-    """That one thread loads or stores in instructions of these opcodes."""
-    total = 0
-    for name, count in part.items():
-        base, *modifiers = name.split(".")
-        if base in opcodes:
-            total += count * next((ITEM_WIDTHS[m] for m in modifiers if m in ITEM_WIDTHS), 4)
-    return total
+def _alone_s(chain: Chain, gpu: GpuLimits, measured: Measured, cold: bool) -> float:
+    """Of one block. In each turn of its loop one round of loads asks for what is new."""
+    new = min(chain.rounds, max(chain.turns) + 1) if cold else 0.0
+    waited = new * measured.memory_latency_s + (chain.rounds - new) * measured.l2_latency_s
+    return waited + measured.walk * chain.cycles / gpu.clock_hz

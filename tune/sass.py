@@ -25,12 +25,16 @@ ENDS = ("EXIT", "RET", "BRX", "JMP", "JMX", "KILL", "BPT")
 
 
 class Instruction(NamedTuple):
-    """One of a kernel; `target` is where it may go instead of on, `ends` whether it must."""
+    """One of a kernel; `target` is where it may go instead of on, `ends` whether it must.
+
+    operands  as printed, behind the predicate that guards it, if one does
+    """
 
     address: int
     opcode: str
     target: int | None
     ends: bool
+    operands: str = ""
 
 
 def parse(lines: Iterable[str]) -> tuple[Instruction, ...]:
@@ -48,25 +52,32 @@ def parse(lines: Iterable[str]) -> tuple[Instruction, ...]:
         if target == address:  # behind the end, where nothing comes by
             continue
         ends = not conditional and (branch or opcode.startswith(ENDS))
-        found.append(Instruction(address, opcode, target, ends))
+        found.append(Instruction(address, opcode, target, ends, f"{operands}, {match[2] or ''}"))
     return tuple(found)
 
 
 def depths(code: Sequence[Instruction]) -> tuple[Counter[str], ...]:
     """Instructions by name, outside of loops, inside one, inside two nested ones, and so on."""
+    found: list[Counter[str]] = [Counter()]
+    for one, depth in zip(code, nesting(code), strict=True):
+        found.extend(Counter() for _ in range(depth + 1 - len(found)))
+        found[depth][name(one.opcode)] += 1
+    return tuple(found)
+
+
+def nesting(code: Sequence[Instruction]) -> tuple[int, ...]:
+    """Of each instruction, how many loops it stands in, but those that only wait."""
     blocks = _blocks(code)
-    loops = _loops(_successors(blocks))
     working = [
         loop
-        for loop in loops
+        for loop in _loops(_successors(blocks))
         if any(one.opcode.startswith(WORK) for number in loop for one in blocks[number])
     ]
-    found: list[Counter[str]] = [Counter()]
-    for number, block in enumerate(blocks):
-        depth = sum(number in loop for loop in working)
-        found.extend(Counter() for _ in range(depth + 1 - len(found)))
-        found[depth].update(name(one.opcode) for one in block)
-    return tuple(found)
+    return tuple(
+        sum(number in loop for loop in working)
+        for number, block in enumerate(blocks)
+        for _ in block
+    )
 
 
 def name(opcode: str) -> str:

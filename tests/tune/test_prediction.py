@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from targets import cuda
+from tune.chain import Chain
 from tune.cubin import KernelFacts
-from tune.prediction import Assumptions, Launched, Prediction, Work, predict
+from tune.prediction import Launched, Measured, Prediction, Work, predict
 
 H100 = cuda.DEVICES["h100"].gpu
 MIB = 1 << 20
+NODE_S, MEMORY_S, L2_S = 0.88e-6, 0.6e-6, 0.26e-6
 
 
 def kernel(*depths: dict[str, int], registers: int = 64) -> KernelFacts:
@@ -23,6 +25,7 @@ def kernel(*depths: dict[str, int], registers: int = 64) -> KernelFacts:
 
 def launch(facts: KernelFacts, *, blocks: int, loaded: float, **given: Any) -> Launched:
     options = {"threads": 128, "shared_bytes": 0, "stored": 0.0, "tensor_flops": 0.0} | given
+    turns = options.get("turns", (1.0,) * len(facts.depths))
     work = Work(
         loaded_bytes=loaded, stored_bytes=options["stored"], tensor_flops=options["tensor_flops"]
     )
@@ -32,11 +35,12 @@ def launch(facts: KernelFacts, *, blocks: int, loaded: float, **given: Any) -> L
         threads=options["threads"],
         shared_bytes=options["shared_bytes"],
         work=work,
+        chain=Chain(rounds=options.get("rounds", 1.0), cycles=0.0, turns=turns),
     )
 
 
-def seconds(launched: Launched, least_bytes: float) -> Prediction:
-    return predict(launched, least_bytes, H100, "float16", Assumptions())
+def seconds(launched: Launched, least_bytes: float, *, cold: bool = False) -> Prediction:
+    return predict(launched, least_bytes, H100, "float16", Measured(), cold=cold)
 
 
 COPY = kernel({"LDG.E.128": 2, "STG.E.128": 2, "IMAD": 20}, registers=24)
@@ -47,14 +51,14 @@ def test_a_large_copy_is_bound_by_memory() -> None:
     copied = 4096 * 65536
     found = seconds(launch(COPY, blocks=65536, loaded=copied, stored=copied), 2 * copied)
     assert found.bound == "memory"
-    assert found.seconds == pytest.approx(2 * copied / 3.35e12 + 3.1e-6, rel=0.01)
+    assert found.seconds == pytest.approx(2 * copied / (0.87 * 3.35e12) + NODE_S, rel=0.05)
     assert (found.occupancy.blocks, found.occupancy.share) == (16, 1.0)
 
 
-def test_a_tiny_launch_waits_for_memory_and_for_its_node() -> None:
-    found = seconds(launch(COPY, blocks=4, loaded=4 * 4096, stored=4 * 4096), 8 * 4096)
-    assert found.seconds == pytest.approx(0.6e-6 + 2.5e-6, rel=0.02)
-    assert found.latency_s == 0
+def test_a_tiny_launch_waits_for_its_node_and_for_one_round_of_loads() -> None:
+    one = launch(COPY, blocks=4, loaded=4 * 4096, stored=4 * 4096)
+    assert seconds(one, 8 * 4096).seconds == pytest.approx(NODE_S + L2_S, rel=0.02)
+    assert seconds(one, 8 * 4096, cold=True).seconds == pytest.approx(NODE_S + MEMORY_S, rel=0.02)
 
 
 def test_each_load_again_costs_l2() -> None:
@@ -83,36 +87,37 @@ def test_padding_and_the_last_wave_cost_tensor_time() -> None:
     assert seconds(one_more, MIB).tensor_s == pytest.approx(2 * 132e9 / 989.5e12)
 
 
-def test_loops_run_as_often_as_they_must_load() -> None:
-    """64 bytes a thread and turn; 1024 bytes a thread in all: 16 turns of 100 instructions."""
+def test_instructions_count_as_often_as_their_loop_turns() -> None:
     turning = kernel({"IMAD": 50}, {"LDG.E.128": 4, "IMAD": 96})
-    found = seconds(launch(turning, blocks=132, loaded=132 * 128 * 1024), MIB)
+    found = seconds(launch(turning, blocks=132, loaded=MIB, turns=(1.0, 16.0)), MIB)
     assert found.issue_s == pytest.approx((50 + 16 * 100) * 4 / (4 * 1.98e9))
-
-
-def test_a_persistent_loop_runs_as_often_as_it_must_store() -> None:
-    """Two tiles a program, each stored at depth 1 and loaded in eight turns at depth 2."""
-    persistent = kernel(
-        {"IMAD": 10}, {"STG.E.128": 1, "IMAD": 9}, {"LDGSTS.E.128": 2, "HGMMA": 8}, registers=128
-    )
-    threads = 132 * 128
-    work = {"loaded": 2 * 8 * 32 * threads, "stored": 2 * 16 * threads}
-    found = seconds(launch(persistent, blocks=132, **work), MIB)
-    assert found.issue_s == pytest.approx((10 + 2 * 10 + 16 * 10) * 4 / (4 * 1.98e9))
 
 
 def test_fewer_blocks_at_once_are_more_waves_that_wait() -> None:
     narrow = launch(COPY, blocks=132 * 8, loaded=132 * 8 * 4096)
     wide = replace(narrow, shared_bytes=110 * 1024)  # two blocks at once instead of all eight
-    assert seconds(narrow, MIB).latency_s == 0
-    assert seconds(wide, MIB).latency_s == pytest.approx(3 * 0.6e-6)
+    assert seconds(narrow, MIB).chain_s == pytest.approx(L2_S)
+    assert seconds(wide, MIB).chain_s == pytest.approx(4 * L2_S)
 
 
-def test_loads_that_wait_for_loads_come_from_l2() -> None:
-    """A block stages 64 KiB at a time of the 256 KiB that it loads."""
+def test_of_many_waves_the_last_may_be_part_of_one() -> None:
+    two_at_once = {"loaded": MIB, "shared_bytes": 110 * 1024}
+    few, many = (launch(COPY, blocks=132 * n, **two_at_once) for n in (5, 33))
+    assert seconds(few, MIB).chain_s == pytest.approx(3 * L2_S)
+    assert seconds(many, MIB).chain_s == pytest.approx(16.5 * L2_S)
+
+
+def test_rounds_wait_for_one_another_and_one_a_turn_for_memory() -> None:
     staged = kernel({"STG.E.128": 1}, {"LDGSTS.E.128": 8})
-    one = launch(staged, blocks=132, loaded=132 * 256 * 1024, shared_bytes=64 * 1024)
-    assert seconds(one, MIB).latency_s == pytest.approx(3 * 0.2e-6)
+    one = launch(staged, blocks=132, loaded=MIB, rounds=9.0, turns=(1.0, 4.0))
+    assert seconds(one, MIB).chain_s == pytest.approx(9 * L2_S)
+    assert seconds(one, MIB, cold=True).chain_s == pytest.approx(5 * MEMORY_S + 4 * L2_S)
+
+
+def test_what_a_block_computes_comes_on_top_of_its_rounds() -> None:
+    one = launch(COPY, blocks=4, loaded=4 * 4096)
+    busy = replace(one, chain=Chain(rounds=1.0, cycles=1980.0, turns=(1.0,)))
+    assert seconds(busy, MIB).chain_s == pytest.approx(L2_S + 1.25e-6)
 
 
 def test_the_busiest_program_is_waited_for() -> None:
@@ -134,7 +139,7 @@ def test_a_block_that_does_not_fit_is_refused() -> None:
         seconds(launch(COPY, blocks=1, loaded=1, shared_bytes=228 * 1024), 1)
 
 
-def test_terms_overlap_as_assumed() -> None:
+def test_terms_overlap_in_part() -> None:
     """Of two kernels that move the same, the one that computes less is thought the faster."""
     copied = 4096 * 65536
     lean = launch(COPY, blocks=65536, loaded=copied, stored=copied)
@@ -142,16 +147,16 @@ def test_terms_overlap_as_assumed() -> None:
     assert seconds(lean, 2 * copied).bound == seconds(busy, 2 * copied).bound == "memory"
     assert seconds(lean, 2 * copied).seconds < seconds(busy, 2 * copied).seconds
     one, none = (
-        predict(busy, 2 * copied, H100, "float16", Assumptions(overlap=degree)).seconds
+        predict(busy, 2 * copied, H100, "float16", Measured(overlap=degree)).seconds
         for degree in (200.0, 1.0)
     )
     found = seconds(busy, 2 * copied)
-    terms = (found.memory_s, found.l2_s, found.l1_s, found.issue_s, found.latency_s)
-    assert one == pytest.approx(3.1e-6 + max(terms), rel=0.01)
-    assert none == pytest.approx(3.1e-6 + sum(terms) + found.fma_s)
+    terms = (found.memory_s, found.l2_s, found.l1_s, found.issue_s, found.chain_s)
+    assert one == pytest.approx(NODE_S + max(terms), rel=0.01)
+    assert none == pytest.approx(NODE_S + sum(terms) + found.fma_s)
 
 
-def test_assumptions_are_named_and_can_be_replaced() -> None:
+def test_what_was_measured_is_named_and_can_be_replaced() -> None:
     one = launch(COPY, blocks=4, loaded=4 * 4096)
-    changed = predict(one, 1, H100, "float16", Assumptions(node_s=1e-6, memory_latency_s=2e-6))
+    changed = predict(one, 1, H100, "float16", Measured(node_s=1e-6, l2_latency_s=2e-6))
     assert changed.seconds == pytest.approx(3e-6, rel=0.01)

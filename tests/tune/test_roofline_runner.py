@@ -12,10 +12,11 @@ from measuring import outcomes
 from kernels.space import Config
 from kernels.workload import Pointwise, flops, moved_bytes
 from targets import cuda
+from tune.chain import Chain
 from tune.cubin import KernelFacts
 from tune.errors import UsageError
 from tune.pipeline.site import Site, runner_at
-from tune.prediction import ASSUMED, Launched, Work, predict
+from tune.prediction import MEASURED, Launched, Work, predict
 from tune.runners import roofline
 from tune.runners.roofline import RooflineRunner
 from tune.runners.worker import WorkerCrash, WorkerError, WorkerTimeout
@@ -34,6 +35,7 @@ LAUNCHED = Launched(
     threads=128,
     shared_bytes=48 * 1024,
     work=Work(loaded_bytes=4e6, stored_bytes=2e5, tensor_flops=2e8),
+    chain=Chain(rounds=9.0, cycles=2000.0, turns=(1.0, 8.0)),
 )
 SPILLING = replace(LAUNCHED, facts=replace(LAUNCHED.facts, local_bytes=64, registers=255))
 TOO_LARGE = replace(LAUNCHED, shared_bytes=228 * 1024)
@@ -76,7 +78,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Any]]]
 def test_the_predicted_time_is_an_estimate_that_nothing_checked(
     judge: Callable[..., list[Any]],
 ) -> None:
-    expected = predict(LAUNCHED, moved_bytes(WORKLOAD), H100.gpu, "float16", ASSUMED).seconds
+    expected = predict(LAUNCHED, moved_bytes(WORKLOAD), H100.gpu, "float16", MEASURED).seconds
     one, two = judge(one=(LAUNCHED,), two=(LAUNCHED, LAUNCHED))
     assert one.seconds == (expected,)
     assert two.seconds == (2 * expected,)  # every launch costs its node, too
@@ -110,10 +112,10 @@ def test_a_compiler_may_fail_crash_or_hang(judge: Callable[..., list[Any]]) -> N
     assert good.seconds
 
 
-def test_the_protocol_names_what_is_assumed(judge: Callable[..., list[Any]]) -> None:
+def test_the_protocol_names_what_predictions_rest_on(judge: Callable[..., list[Any]]) -> None:
     with RooflineRunner(H100, workers=1) as runner:
         stored = asdict(runner.trial)
-        assert stored["assumptions"] == asdict(ASSUMED)
+        assert stored["measured"] == asdict(MEASURED)
         assert runner.compete([], []) == []
         assert runner.threads == 1
         assert flops(WORKLOAD) / runner.peak_flops("float16") < 1e-6

@@ -10,7 +10,7 @@ from targets.target import Target
 from tune.mobilenet import MobileNet
 from tune.pipeline.records import Log
 from tune.plan import winner
-from tune.prediction import ASSUMED
+from tune.prediction import MEASURED
 from tune.roofline import MATHS, floor, fused
 
 ESTIMATOR = "roofline"
@@ -34,7 +34,7 @@ def roofline(model: MobileNet, target: Target, log: Log) -> dict[str, Any]:
         "memory_bytes_per_s": gpu.memory_bytes_per_s,
         "fp32_flops": gpu.fp32_flops,
         "tensor_flops": {"f16": gpu.tensor_f16_flops, "tf32": gpu.tensor_tf32_flops},
-        "node_s": ASSUMED.node_s,
+        "node_s": MEASURED.node_s,
         "kernels": list({row["workload"]: row for row in rows}.values()),
         "totals": [
             {

@@ -150,8 +150,8 @@ def roofline_table(result: dict[str, Any]) -> str:
     ]
     lines += aligned([sums, *totals], left=2)
     lines.append(
-        f"+ {node_s * 1e6:g} µs each: what a kernel costs in a CUDA graph, assumed, and a part of "
-        f"predictions"
+        f"+ {node_s * 1e6:g} µs each: what an empty kernel costs in a CUDA graph on an H200, and a "
+        f"part of predictions"
     )
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from targets.target import Target
 from tune import cubin
 from tune.launches import launches
 from tune.pins import installed
-from tune.prediction import ASSUMED, Assumptions, Launched, predict
+from tune.prediction import MEASURED, Launched, Measured, predict
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 
@@ -29,7 +29,7 @@ COMPILERS = ("triton", "nvidia-cuda-nvcc")
 class Protocol:
     """What an estimate rests on, stored with it; `tools` are the compilers and their versions."""
 
-    assumptions: Assumptions
+    measured: Measured
     tools: str
 
 
@@ -39,14 +39,14 @@ class RooflineRunner:
     threads = 1
     fuses = True  # what is saved is memory traffic and a launch, which the model is made of
 
-    def __init__(self, target: Target, workers: int, assumptions: Assumptions = ASSUMED) -> None:
+    def __init__(self, target: Target, workers: int, measured: Measured = MEASURED) -> None:
         """SetupError without NVIDIA's disassembler."""
         cubin.tool()
         self._target = target
-        self._assumptions = assumptions
+        self._measured = measured
         self._workers, self.at_once = [Worker() for _ in range(workers)], workers
         self.trial = self.final = Protocol(
-            assumptions=assumptions,
+            measured=measured,
             tools=", ".join(
                 f"{package} {found}" for package in COMPILERS if (found := installed(package))
             ),
@@ -108,7 +108,7 @@ class RooflineRunner:
                     f"memory, with {facts.spills} instructions, for want of registers",
                 )
             try:
-                each = predict(launched, least, gpu, workload.dtype, self._assumptions)
+                each = predict(launched, least, gpu, workload.dtype, self._measured)
             except ValueError as error:
                 return Outcome(config=config, error=f"invalid: {error}")
             seconds += each.seconds
