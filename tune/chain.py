@@ -89,9 +89,7 @@ def _turns(
 
     loaded, stored  bytes of a thread
     """
-    flops: Counter[int] = Counter()
-    loads: Counter[int] = Counter()
-    stores: Counter[int] = Counter()
+    flops, loads, stores = (defaultdict[int, float](float) for _ in range(3))
     for one, depth in zip(code, depths, strict=True):
         base = _base(one)
         flops[depth] += _flops(one.opcode, warps)
@@ -107,12 +105,12 @@ def _turns(
     for depth in range(1, main):
         runs[depth] = max(1.0, stored / stores[depth]) if stores[depth] else 1.0
     if main:
-        left = known - sum(runs[depth] * needed[depth] for depth in range(main))
-        runs[main] = max(runs[main - 1], left / needed[main])
+        before = sum(runs[depth] * needed[depth] for depth in range(main))
+        runs[main] = max(runs[main - 1], (known - before) / needed[main])
     for depth in range(main + 1, deepest + 1):
         # A loop within: once a turn, or over the rows of a window, what else it loads.
-        inner = loads[depth] and max(1.0, (loaded - loads[0]) / runs[main] - loads[depth - 1])
-        runs[depth] = runs[depth - 1] * max(1.0, inner / loads[depth] if inner else 1.0)
+        left = (loaded - loads[0]) / runs[main] - loads[depth - 1]
+        runs[depth] = runs[depth - 1] * max(1.0, left / loads[depth] if loads[depth] else 1.0)
     return tuple(runs)
 
 

@@ -35,7 +35,6 @@ class Measured:
     memory_share      of the datasheet's bytes a second, that a copy reaches
     memory_latency_s  a round of loads, of which some come from memory
     l2_latency_s      the same, when all come from L2 or have been asked for by a neighbour
-    walk              what a block takes beside its rounds, as a multiple of what walking says
     overlap           of what a launch does at once: the terms' norm of this degree is its time, so
                       that infinity is perfect overlap, and 1 is none
     """
@@ -43,9 +42,8 @@ class Measured:
     node_s: float = 0.88e-6
     memory_share: float = 0.87
     memory_latency_s: float = 0.6e-6
-    l2_latency_s: float = 0.26e-6
-    walk: float = 1.25
-    overlap: float = 2.0
+    l2_latency_s: float = 0.28e-6
+    overlap: float = 1.75
 
 
 MEASURED = Measured()
@@ -199,4 +197,4 @@ def _alone_s(chain: Chain, gpu: GpuLimits, measured: Measured, cold: bool) -> fl
     """Of one block. In each turn of its loop one round of loads asks for what is new."""
     new = min(chain.rounds, max(chain.turns) + 1) if cold else 0.0
     waited = new * measured.memory_latency_s + (chain.rounds - new) * measured.l2_latency_s
-    return waited + measured.walk * chain.cycles / gpu.clock_hz
+    return waited + chain.cycles / gpu.clock_hz
