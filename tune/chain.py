@@ -137,7 +137,6 @@ class _Walk:
         per_instruction = max(1.0, self.warps / SCHEDULERS)
         turn: Counter[int] = Counter()
         came: dict[int, float] = {}
-        more = 0.0  # of turns that are not walked
         place = 0
         for _ in range(MOST_STEPS):
             if place >= len(self.code):
@@ -161,12 +160,12 @@ class _Walk:
                 go = turn[place] < min(turns, WALKED_TURNS) - 1e-6
                 if not go and turns > turn[place]:
                     each = (self.now - came[place]) / LATER_TURNS if place in came else 0.0
-                    more += (turns - turn[place]) * each
+                    self.now += (turns - turn[place]) * each  # of those that are not walked
                 if not go:
                     turn.pop(place)
                     came.pop(place, None)
             place = bisect_left(addresses, one.target) if go else place + 1
-        return self.now + more
+        return self.now
 
     def _execute(self, one: Instruction, names: Sequence[str], per_instruction: float) -> None:
         base = _base(one)
