@@ -30,8 +30,8 @@ def sums(printed: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("batch", "apart", "fused"),
     [
-        ("1", ["28", "8.6", "78.6"], ["15", "6.3", "43.8"]),
-        ("256", ["28", "1579.2", "1649.2"], ["15", "987.2", "1024.7"]),
+        ("1", ["28", "8.6", "33.3"], ["15", "6.3", "19.5"]),
+        ("256", ["28", "1579.2", "1603.8"], ["15", "987.2", "1000.4"]),
     ],
 )
 def test_the_command_prints_floors_and_that_they_are_none_measured(
