@@ -111,6 +111,10 @@ def space(workload: Depthwise, target: Target) -> Space:
             ),
             Constraint("a quarter of the SMs has work", lambda c: _programs(workload, c) >= fill),
             Constraint(
+                "patches are not much wider than high",
+                lambda c: int(c["COLUMNS"]) <= 2 * int(c["ROWS"]),
+            ),
+            Constraint(
                 "rows overrun by less than a half",
                 lambda c: int(c["BLOCK_HO"]) * int(c["ROWS"]) < 2 * cover(workload.Ho),
             ),

@@ -195,10 +195,10 @@ def test_head_of_one_image_has_one_round_of_loads(dtype: str) -> None:
 def test_stem_loads_two_values_at_a_time() -> None:
     """Half as many loads as the terms of a thread; those of float32 have 4 bytes anyway."""
     call, [binary], [facts] = compiled("stem", "float16", "sm_90")
-    [launch] = call.launches
-    pixels = launch.constants["BLOCK_HO"] * launch.constants["BLOCK_WO"]
+    constants: dict[str, Any] = dict(call.launches[0].constants)
+    terms = constants["BLOCK_HO"] * constants["BLOCK_WO"] * constants["TERMS"]
     assert facts.mix["LDG.E.U16"] == 0
-    assert facts.mix["LDG.E"] == pixels * launch.constants["TERMS"] // 2 // binary.threads
+    assert facts.mix["LDG.E"] == terms // 2 // binary.threads
 
 
 @pytest.mark.parametrize("arch", ARCHES)
