@@ -64,7 +64,7 @@ def space(workload: Depthwise, target: Target) -> Space:
     columns = choices((1, 2, 4, 8, 16), workload.Wo)
     heights = choices((1, 2, 4), workload.Ho)
     rows = choices((1, 2, 4), workload.Ho)
-    beside = choices((1, 2, 4), workload.Wo)
+    beside = choices((1, 2), workload.Wo)
     finest: Config = dict.fromkeys(TILE, 1)
     finest["BLOCK_C"] = channels[0]
     fill = min(sms, _programs(workload, finest)) // 4
@@ -101,7 +101,7 @@ def space(workload: Depthwise, target: Target) -> Space:
             Knob("NUM_WARPS", NUM_WARPS, default["NUM_WARPS"]),
         ),
         constraints=(
-            Constraint("a thread has few elements", lambda c: elements(c) <= 32),
+            Constraint("a thread has few elements", lambda c: elements(c) <= 16),
             Constraint("loads are wide or programs few", worthwhile),
             Constraint("sums and taps fit registers", lambda c: registers(c) <= MOST_SUMS),
             # Else Triton loads the taps in another layout than the pixels', and moves them through
@@ -110,10 +110,6 @@ def space(workload: Depthwise, target: Target) -> Space:
                 "taps load as pixels do", lambda c: int(c["BLOCK_C"]) < WARP * int(c["NUM_WARPS"])
             ),
             Constraint("a quarter of the SMs has work", lambda c: _programs(workload, c) >= fill),
-            Constraint(
-                "patches are not much wider than high",
-                lambda c: int(c["COLUMNS"]) <= 2 * int(c["ROWS"]),
-            ),
             Constraint(
                 "rows overrun by less than a half",
                 lambda c: int(c["BLOCK_HO"]) * int(c["ROWS"]) < 2 * cover(workload.Ho),
