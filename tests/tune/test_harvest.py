@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class Card:
     wrong: str | None = None  # a kernel
     broken: Callable[[str], bool] = staticmethod(lambda kernel: False)  # whether it cannot run
 
-    def __init__(self, target: Any, builders: int) -> None:
+    def __init__(self, target: Any, builders: int, peaks: Mapping[str, float]) -> None:
         pass
 
     def __enter__(self) -> Card:
@@ -146,6 +146,9 @@ class Card:
     def check(self, entries: Sequence[Entry]) -> Iterator[Outcome]:
         for entry in entries:
             yield self._outcome(entry.workload, entry.kernel, entry.config)
+
+    def expect(self, rivals: Sequence[Entry]) -> None:
+        pass
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         outcomes = []

@@ -84,6 +84,9 @@ class Simulated:
         for entry in entries:
             yield entry, self._outcome("trial", entry.workload, entry.config)
 
+    def expect(self, rivals: Sequence[Entry]) -> None:
+        pass
+
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         assert [entry.workload for entry in network] == [layer.workload for layer in MODEL.layers]
         return [self._outcome("final", rival.workload, rival.config) for rival in rivals]

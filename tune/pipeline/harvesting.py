@@ -104,6 +104,14 @@ class _Harvest:
         hints = tuple(path for path in (known.path, *known.hints) if path.is_file())
         return Log(path=own, hints=hints)
 
+    @property
+    def site(self) -> Site:
+        """Here; what the ceilings' step found out needs no second measurement."""
+        path = self.folder / "ceilings.json"
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        peaks = {"float16": found.get("f16_flops"), "float32": found.get("tf32_flops")}
+        return Site(peaks={dtype: peak for dtype, peak in peaks.items() if peak})
+
     def library(self, setting: Setting) -> Path:
         return self.folder / f"mobilenet_v1-{setting.name}.so"
 
@@ -285,7 +293,11 @@ def _slice_s(harvest: _Harvest, setting: Setting, wanted_s: float, *later: str) 
 def _measured(harvest: _Harvest, setting: Setting, kind: str, **options: Any) -> Iterator[Progress]:
     """What `tune` yields for a step; all steps behind it have to be taken with what it finds."""
     visit = harvest.visit
-    arguments: dict[str, Any] = {"site": Site(), "effort": "full", "seed": harvest.seed} | options
+    arguments: dict[str, Any] = {
+        "site": harvest.site,
+        "effort": "full",
+        "seed": harvest.seed,
+    } | options
     events = tune([setting.model.layers], harvest.target, harvest.log, **arguments)
     for number, event in enumerate(events, 1):
         if number == 1:
@@ -333,7 +345,7 @@ def _comparison(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
         setting.model,
         harvest.target,
         harvest.log,
-        site=Site(),
+        site=harvest.site,
         weights=_weights(harvest),
         seed=harvest.seed,
         library=harvest.library(setting),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from targets import machines
 from targets.target import Endpoint, Target
@@ -27,6 +27,7 @@ class Site:
     endpoint   a board's RPC server, or the tracker of several that serve `key`
     estimator  what counts instead of a clock
     threads    that a candidate computes on
+    peaks      of this machine's GPU by dtype, FLOP/s, where they were measured before
     notice     is told, in a line, when a board is lost, dropped or another than thought
     """
 
@@ -34,6 +35,7 @@ class Site:
     key: str = ""
     estimator: str | None = None
     threads: int = 1
+    peaks: Mapping[str, float] = field(default_factory=dict)
     notice: Callable[[str], None] = lambda _: None
 
 
@@ -139,7 +141,7 @@ def _runner(site: Site, target: Target) -> Runner:
     if target.kind == "cuda":
         from tune.runners.gpu import GpuRunner
 
-        return GpuRunner(target, builders=cores)
+        return GpuRunner(target, builders=cores, peaks=site.peaks)
     return LocalRunner(target, site.threads, builders=cores)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Builders:
     def folder(self) -> Path:
         return Path(self._folder.name)
 
-    def build(self, entries: Sequence[Entry]) -> Iterator[Candidate | Outcome]:
+    def build(self, entries: Sequence[Entry]) -> Generator[Candidate | Outcome]:
         """Of each entry, in their order, a library or why there is none, as soon as known."""
         idle = list(self._workers)
 

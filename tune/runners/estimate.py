@@ -93,6 +93,9 @@ class EstimateRunner:
             outcomes = pool.map(self._judge, self._builders.build(entries))
             yield from zip(entries, outcomes, strict=True)
 
+    def expect(self, rivals: Sequence[Entry]) -> None:
+        """Nothing: nobody competes."""
+
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """None: what was estimated once is known."""
         return []

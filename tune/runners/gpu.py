@@ -6,7 +6,9 @@ any failure the next candidate has a new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -78,18 +80,26 @@ class GpuRunner:
     threads = 1  # on the host, which launches
     fuses = True
 
-    def __init__(self, target: Target, builders: int) -> None:
+    def __init__(
+        self, target: Target, builders: int, peaks: Mapping[str, float] | None = None
+    ) -> None:
+        """`peaks` are those that `peak_flops` would measure, as far as they are known."""
         self._target, self.at_once = target, QUEUE * builders
+        self._peaks = peaks or {}
         self._bench = Worker()
         self._pytorch = Worker()  # whoever has loaded PyTorch measures nothing else
         self._builders = Builders(target, builders)
-        self._finalists: dict[Entry, Candidate | Outcome] = {}
+        self._finalists: dict[Entry, Future[Candidate | Outcome]] = {}
+        self._compiling = ThreadPoolExecutor(1)
         self._peak = DATASHEET
 
     def __enter__(self) -> GpuRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for built in self._finalists.values():
+            built.cancel()
+        self._compiling.shutdown()
         self._bench.stop()
         self._pytorch.stop()
         self._builders.stop()
@@ -104,6 +114,9 @@ class GpuRunner:
 
     def peak_flops(self, dtype: str) -> float:
         """Of a large product of matrices, in float32 as TF32; by the datasheet without PyTorch."""
+        if dtype in self._peaks:
+            self._peak = MATMUL
+            return self._peaks[dtype]
         try:
             measured = self._pytorch.call(ceilings.matmul_flops, dtype, timeout_s=RUN_TIMEOUT_S)
         except (WorkerError, WorkerCrash, WorkerTimeout):
@@ -129,6 +142,22 @@ class GpuRunner:
         for built in self._builders.build(entries):
             yield self._run(check, built)
 
+    def expect(self, rivals: Sequence[Entry]) -> None:
+        """Those who will compete, in about this order: compilers begin with them."""
+        fresh: dict[Entry, Future[Candidate | Outcome]] = {
+            entry: Future() for entry in rivals if entry not in self._finalists
+        }
+        self._finalists |= fresh
+        self._compiling.submit(self._compile, fresh)
+
+    def _compile(self, wanted: Mapping[Entry, Future[Candidate | Outcome]]) -> None:
+        """Fulfil them until one is cancelled, which all are that are left when the runner ends."""
+        with closing(self._builders.build(list(wanted))) as libraries:
+            for future, built in zip(wanted.values(), libraries, strict=True):
+                if not future.set_running_or_notify_cancel():
+                    return
+                future.set_result(built)
+
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """One outcome a rival, in their order: its time, taken in turns.
 
@@ -136,9 +165,8 @@ class GpuRunner:
                  much memory an inference touches
         """
         apart = _apart(network, rivals[0].workload)
-        missing = [e for e in dict.fromkeys((*apart, *rivals)) if e not in self._finalists]
-        self._finalists |= dict(zip(missing, self._builders.build(missing), strict=True))
-        parts = [self._finalists[entry] for entry in apart]
+        self.expect((*apart, *rivals))
+        parts = [self._finalists[entry].result() for entry in apart]
         sound = [part for part in parts if isinstance(part, Candidate)]
         sound = sound if len(sound) == len(parts) else []
         touched = sum(moved_bytes(entry.workload) for entry in network)
@@ -152,7 +180,7 @@ class GpuRunner:
                 self._bench.stop()
                 raise
 
-        return together(meet, [self._finalists[entry] for entry in rivals])
+        return together(meet, [self._finalists[entry].result() for entry in rivals])
 
     def _run(self, step: object, built: Candidate | Outcome, *arguments: object) -> Outcome:
         """The outcome of a step with a candidate, in the worker, which a failure ends."""

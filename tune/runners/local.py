@@ -83,6 +83,9 @@ class LocalRunner:
         for entry, one in zip(entries, built, strict=True):
             yield entry, one if isinstance(one, Outcome) else self._timed(one)
 
+    def expect(self, rivals: Sequence[Entry]) -> None:
+        """Nothing: compilers would take the cores from who is measured."""
+
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """One outcome a rival, in their order: its time inside `network`, taken in turns.
 

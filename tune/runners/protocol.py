@@ -76,6 +76,10 @@ class Runner(Protocol):
         """Each entry and its outcome, in their order unless several boards share the work."""
         ...
 
+    def expect(self, rivals: Sequence[Entry]) -> None:
+        """Those who will compete, in about this order, so that they can be built meanwhile."""
+        ...
+
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> Sequence[Outcome]:
         """One outcome a rival, in their order, timed in turns; none where that tells nothing new.
 

@@ -91,6 +91,9 @@ class RooflineRunner:
             finally:
                 pool.shutdown(cancel_futures=True)
 
+    def expect(self, rivals: Sequence[Entry]) -> None:
+        """Nothing: nobody competes."""
+
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """None: what was estimated once is known."""
         return []

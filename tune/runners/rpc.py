@@ -113,6 +113,9 @@ class RpcRunner:
         for number, outcome in self._share(self._builders.build(entries), len(entries), TRIAL):
             yield entries[number], outcome
 
+    def expect(self, rivals: Sequence[Entry]) -> None:
+        """Nothing: each meeting builds its own."""
+
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """One outcome a rival, in their order, timed alone, in turns on one board.
 
