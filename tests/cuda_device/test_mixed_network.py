@@ -93,6 +93,8 @@ def computed(workload: Workload, call: Call, launch: Launch) -> Callable[[Any], 
             name: cuda_device.array(pointer, shapes[name].shape, shapes[name].dtype)
             for name, pointer in zip(launch.tensors, made.arguments, strict=False)
         }
+        if isinstance(workload, Head) and "wt" in memory:
+            memory["wt"] = memory["wt"].T  # a row an output
         weights = [
             unpadded(memory[tensor.name], shape)
             for tensor, shape in zip(call.arguments[1:-1], workload.weight_shapes, strict=True)
@@ -106,7 +108,7 @@ def computed(workload: Workload, call: Call, launch: Launch) -> Callable[[Any], 
                 y[...] = np.clip(parts.sum(axis=0) + weights[0], 0, 6)
             case "_head_pool":
                 means[...] = x.mean(axis=1, dtype="float32")
-            case "_head_dense":
+            case "_head_dense" | "_head_product":
                 y[...] = means.astype("float32") @ weights[0].astype("float32") + weights[1]
             case _:
                 values = reference(workload, x.reshape(workload.x_shape), weights)
