@@ -22,9 +22,10 @@ import pytest
 
 from kernels import kernel, kernels_for
 from kernels.reference import reference
+from kernels.space import blocks
 from kernels.tolerance import network_tolerance
 from kernels.triton.call import Call, Launch
-from kernels.workload import Depthwise, Head, Workload
+from kernels.workload import Conv, Depthwise, Head, Workload
 from targets import machines
 from tune import weights
 from tune.compile import compile_network, manifest
@@ -95,6 +96,11 @@ def computed(workload: Workload, call: Call, launch: Launch) -> Callable[[Any], 
         }
         if isinstance(workload, Head) and "wt" in memory:
             memory["wt"] = memory["wt"].T  # a row an output
+        if isinstance(workload, Conv):  # rows of a window, each to whole loads
+            row, width = workload.K * workload.Ci, int(launch.constants["WIDTH"])
+            taken = memory["wt"][: workload.K * blocks(row, width) * width]
+            filters = taken.reshape(workload.K, -1, taken.shape[-1])[:, :row]
+            memory["wt"] = filters.reshape(-1, taken.shape[-1])
         weights = [
             unpadded(memory[tensor.name], shape)
             for tensor, shape in zip(call.arguments[1:-1], workload.weight_shapes, strict=True)
