@@ -350,7 +350,7 @@ def _comparison(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
         seed=harvest.seed,
         library=harvest.library(setting),
         peers=None,
-        rounds=15,
+        rounds=9,
         deadline=visit.deadline,
         keep=lambda part: visit.keep(name, part),
         progress=lambda line: visit.progress(f"  {line}"),
