@@ -232,6 +232,12 @@ def host(smi: str = "nvidia-smi") -> Target:
     )
 
 
+def siblings(target: Target) -> frozenset[str]:
+    """Other cards of the same architecture, which run the same code in much the same way."""
+    alike = {card.device for card in _CARDS if card.mcpu == target.mcpu}
+    return frozenset(alike - {target.device})
+
+
 def can_run(target: Target, smi: str = "nvidia-smi") -> bool:
     """Whether code for `target` runs on this machine's first GPU.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from kernels.space import Config
 from kernels.te.tasks import shared
 from kernels.version import version
 from kernels.workload import Separable, Workload
+from targets import machines
 from targets.target import Target
 from tune.database import ESTIMATORS, Record, best
 from tune.errors import GateError
@@ -20,8 +22,6 @@ from tune.transfer import nearest
 # blocks made the network 2 % slower, the two beyond it 7 to 15 % faster while the cores were slow
 # to read what the other wrote, and 1 % else (znver4, 2026-11-25, 25 to 40 interleaved rounds).
 FASTER = 0.97
-# Why a choice is made, the better reasons first, and who told its time.
-REASONS = (("measured", None), *(("estimated", name) for name in ESTIMATORS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +29,11 @@ class Choice:
     """How one layer is computed, or a depthwise one and its pointwise one together, and why so.
 
     why      measured     the fastest on this device with so many threads
+             sibling      the fastest on another GPU of the same architecture
              estimated    thought the fastest on this device, which did not measure
              transferred  won on another device, thread count or shape, and was carried over
              default      nothing of the kind was ever measured
-    time_s   seconds as recorded, None unless measured or estimated
+    time_s   seconds as recorded, None unless measured or estimated for this device
     record   where the config comes from, None for a default
     apart_s  where two layers are known together and apart: seconds apart
     fused_s  and together
@@ -85,7 +86,7 @@ def plan(
             together = _together(pair, records, target, threads)
         if together is None:
             choices.append(pair[0])
-        elif together.time_s is not None and together.time_s < FASTER * (together.apart_s or 0):
+        elif (together.fused_s or math.inf) < FASTER * (together.apart_s or 0):
             choices.append(together)
             del apart[0]
         else:
@@ -104,8 +105,8 @@ def _choose(layer: Layer, records: Sequence[Record], target: Target, threads: in
             f"layer {layer.name} ({workload.key}): no kernel computes it on {target.device}; "
             f"expected one that supports it; see kernels/__init__.py for what there is"
         )
-    for why, estimator in REASONS:
-        found = winner(workload, records, target, threads, estimator)
+    for why, device, estimator in _sources(target):
+        found = winner(workload, records, target, threads, estimator, device)
         if found is not None:
             return _decided((layer,), why, found)
     near = nearest(records, workload, target=target, threads=threads)
@@ -126,17 +127,17 @@ def _together(
 ) -> Choice | None:
     """The two as one choice, with the times of both ways, where both are known the same way."""
     workload = Separable.of(*(choice.workload for choice in pair))
-    reasons = {(choice.why, choice.record.estimator if choice.record else None) for choice in pair}
-    if workload is None or len(reasons) > 1 or reasons.isdisjoint(REASONS):
+    sources = {(c.why, c.record.device, c.record.estimator) if c.record else None for c in pair}
+    if workload is None or len(sources) > 1 or sources.isdisjoint(_sources(target)):
         return None
-    [(why, estimator)] = reasons
-    found = winner(workload, records, target, threads, estimator)
+    [(why, device, estimator)] = filter(None, sources)
+    found = winner(workload, records, target, threads, estimator, device)
     if found is None:
         return None
     apart_s = found.apart_s
     if apart_s is None:  # alone and in the network a kernel takes different times
         alike = [record for record in records if record.stage == found.stage]
-        parts = [winner(each.workload, alike, target, threads, estimator) for each in pair]
+        parts = [winner(each.workload, alike, target, threads, estimator, device) for each in pair]
         if not all(parts):
             return None
         apart_s = sum(part.time_s or 0 for part in parts if part)
@@ -151,9 +152,19 @@ def _decided(layers: tuple[Layer, ...], why: str, record: Record) -> Choice:
         kernel=record.kernel,
         config=record.config,
         why=why,
-        time_s=record.time_s,
+        time_s=None if why == "sibling" else record.time_s,
         record=record,
     )
+
+
+def _sources(target: Target) -> list[tuple[str, str, str | None]]:
+    """Why records decide, of which device and by whose estimate, the better ones first."""
+    alike = [] if target.kind in CPUS else sorted(machines(target.kind).siblings(target))
+    return [
+        ("measured", target.device, None),
+        *(("sibling", device, None) for device in alike),
+        *(("estimated", target.device, name) for name in ESTIMATORS),
+    ]
 
 
 def winner(
@@ -162,8 +173,12 @@ def winner(
     target: Target,
     threads: int,
     estimator: str | None,
+    device: str | None = None,
 ) -> Record | None:
-    """The best record of any kernel, as measured or as `estimator` thinks."""
+    """The best record of any kernel, as measured or as `estimator` thinks.
+
+    device  where, when that is not the target's own; whose space has to have the config
+    """
     asked = (workload.key, estimator)
     known = [record for record in records if (record.workload, record.estimator) == asked]
     if not known:  # a kernel's version is asked for only when something depends on it
@@ -173,7 +188,7 @@ def winner(
         known,
         workload=workload.key,
         target=target.kind,
-        device=target.device,
+        device=device or target.device,
         threads=threads if estimator is None else 1,
         versions={name: version(name, target.kind, workload.dtype) for name in names},
         estimator=estimator,

@@ -231,3 +231,47 @@ def test_apart_where_the_times_cannot_be_compared() -> None:
     assert names(*BOTH, replace(faster, estimator="mca", threads=1)) == [x.name for x in BLOCK]
     assert names(BOTH[0], faster) == [layer.name for layer in BLOCK]
     assert names(*BOTH, replace(faster, threads=1)) == [layer.name for layer in BLOCK]
+
+
+H100, H200 = (machines("cuda").DEVICES[name] for name in ("h100", "h200"))
+
+
+def on_gpu(workload: Workload | None, seconds: float, **fields: Any) -> Record:
+    """A final of the default config of Triton's kernel, on an H200."""
+    assert workload is not None
+    name = f"triton.{workload.key.partition('/')[0]}"
+    return replace(
+        took(workload, seconds),
+        kernel=name,
+        kernel_version=version(name, "cuda", "float32"),
+        config=kernel(name).space(workload, H200).default,
+        **{"target": "cuda", "device": "h200", "threads": 1} | fields,
+    )
+
+
+SIBLINGS = tuple(on_gpu(layer.workload, s) for layer, s in zip(BLOCK, APART, strict=True))
+
+
+def test_what_a_sibling_measured_is_better_than_an_estimate() -> None:
+    """Its times are no times of this device; a measurement of its own is better still."""
+    estimates = [
+        replace(r, device="h100", stage="trial", seconds=(1e-9,), estimator="roofline")
+        for r in SIBLINGS
+    ]
+    for choice, record in zip(
+        plan(BLOCK, (*estimates, *SIBLINGS), H100, threads=1), SIBLINGS, strict=True
+    ):
+        assert (choice.why, choice.record, choice.time_s) == ("sibling", record, None)
+    own = replace(SIBLINGS[0], device="h100", seconds=(1.0,))
+    first, second = plan(BLOCK, (*estimates, *SIBLINGS, own), H100, threads=1)
+    assert (first.why, first.time_s, second.why) == ("measured", 1.0, "sibling")
+    other = [replace(record, device="a100") for record in SIBLINGS]
+    assert {choice.why for choice in plan(BLOCK, other, H100, threads=1)} == {"transferred"}
+
+
+@pytest.mark.parametrize("seconds", [3.8e-5, 4.1e-5])
+def test_a_sibling_tells_whether_two_layers_are_faster_in_one(seconds: float) -> None:
+    choices = plan(BLOCK, (*SIBLINGS, on_gpu(TOGETHER, seconds)), H100, threads=1)
+    assert len(choices) == (1 if seconds < sum(APART) else 2)
+    for choice in choices:
+        assert (choice.fused_s, choice.apart_s) == (seconds, sum(APART))

@@ -47,9 +47,9 @@ def require(
 ) -> None:
     """GateError, naming each layer and why, unless all choices come from records of their own.
 
-    allow_estimates  whether an estimate will do
+    allow_estimates  whether an estimate will do, or what a sibling has measured
     """
-    enough = ("measured", "estimated") if allow_estimates else ("measured",)
+    enough = ("measured", "sibling", "estimated") if allow_estimates else ("measured",)
     lacking: dict[str, list[str]] = {}
     for choice in choices:
         if choice.why not in enough:
@@ -59,7 +59,7 @@ def require(
         told = ", ".join(f"{', '.join(names)} ({reason})" for reason, names in lacking.items())
         raise GateError(
             f"no record in {log.path} for {told}; expected one of each layer, "
-            f"{' or '.join(enough)} on {target.device}, threads {threads}, by the present kernels; "
+            f"measured{' or estimated' * allow_estimates} on {target.device}, threads {threads}, by the present kernels; "
             f"run: python -m tune run --target {target.kind}"
         )
 

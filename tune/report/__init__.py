@@ -10,6 +10,7 @@ from tune.report.table import aligned, units
 # Why a layer is computed as it is -> what the user should know of it.
 WHYS = {
     "measured": "",
+    "sibling": "measured on another GPU of the architecture; tune on this one",
     "estimated": "an estimator chose, no clock; tune on the device",
     "transferred": "configs from other shapes, devices or thread counts; tune to have its own",
     "default": "never measured anywhere; tune to make these layers fast",
