@@ -14,6 +14,7 @@ from tune.prediction import Work
 
 CONSTANT = re.compile(r"(%\w+) = arith\.constant (-?\d+) : i\d+")
 NUM_PROGRAMS = re.compile(r"(%\w+) = tt\.get_num_programs (\w) ")
+PRODUCT = re.compile(r"(%\w+) = arith\.muli (%\w+), (%\w+) : i\d+")
 LOOP = re.compile(r"scf\.for %\w+ = (%\w+) to (%\w+) step (%\w+)")
 LOAD = re.compile(r"tt\.load .*: (?:tensor<([\dx]+)x)?!tt\.ptr<(\w+)>")
 STORE = re.compile(r"tt\.store .*: (?:tensor<([\dx]+)x)?!tt\.ptr<(\w+)>")
@@ -49,9 +50,13 @@ def work(ir: str, programs: int) -> Work:
 
 
 def _constants(ir: str, programs: int) -> dict[str, int]:
-    """Values of names. Programs lie along one axis."""
+    """Values of names, products of values among them. Programs lie along one axis."""
     found = {name: int(value) for name, value in CONSTANT.findall(ir)}
-    return found | {name: programs if axis == "x" else 1 for name, axis in NUM_PROGRAMS.findall(ir)}
+    found |= {name: programs if axis == "x" else 1 for name, axis in NUM_PROGRAMS.findall(ir)}
+    for name, *factors in PRODUCT.findall(ir):
+        if found.keys() >= {*factors}:
+            found[name] = found[factors[0]] * found[factors[1]]
+    return found
 
 
 def _executed(ir: str, constants: dict[str, int]) -> Iterator[tuple[str, float]]:

@@ -85,6 +85,18 @@ def test_the_number_of_programs_is_known() -> None:
     assert found.balance == 1
 
 
+@triton.jit
+def product(x: tl.tensor, y: tl.tensor, BLOCK: tl.constexpr) -> None:
+    i = tl.arange(0, BLOCK)
+    for at in range(3 * tl.num_programs(1)):
+        tl.store(y + at * BLOCK + i, tl.load(x + at * BLOCK + i))
+
+
+def test_a_product_of_known_numbers_is_known() -> None:
+    found = work(ir(product, {"x": "*fp16", "y": "*fp16"}, {"BLOCK": 128}), 4)
+    assert found.loaded_bytes == 4 * 3 * 128 * 2
+
+
 def test_a_loop_of_unknown_length_is_refused() -> None:
     types = {"x": "*fp32", "y": "*fp32", "count": "i32"}
     with pytest.raises(ValueError, match=r"tl\.constexpr"):
