@@ -59,8 +59,8 @@ def require(
         told = ", ".join(f"{', '.join(names)} ({reason})" for reason, names in lacking.items())
         raise GateError(
             f"no record in {log.path} for {told}; expected one of each layer, "
-            f"measured{' or estimated' * allow_estimates} on {target.device}, threads {threads}, by the present kernels; "
-            f"run: python -m tune run --target {target.kind}"
+            f"measured{' or estimated' * allow_estimates} on {target.device}, threads {threads}, "
+            f"by the present kernels; run: python -m tune run --target {target.kind}"
         )
 
 
