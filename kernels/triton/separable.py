@@ -12,11 +12,11 @@ Tiling  One program computes BLOCK_P patches of ROWS x COLUMNS pixels x BLOCK_CO
         BLOCK_C channels at a time it makes z in registers and multiplies it by their weights on
         tensor cores, one product for each place of a patch: z never reaches memory, and is made
         anew for each BLOCK_CO channels. What several pixels of a patch see is loaded, and made
-        float32, once. WINDOW says whether one row of taps or
-        the whole window is loaded at once, or ahead, while the step before is computed: the whole
-        takes registers and waits once a step, and ahead takes twice as many and waits once in all.
-        The patches are BLOCK_WO columns of some rows of one image, or, with BLOCK_WO = 0, follow
-        on each other across rows and images, which leaves none idle where images are small.
+        float32, once. WINDOW says whether one row of taps or the whole window is loaded at once, or
+        ahead, while the step before is computed: the whole takes registers and waits once a step,
+        ahead takes twice as many and waits once in all. The patches are BLOCK_WO columns of some
+        rows of one image, or, with BLOCK_WO = 0, follow on each other across rows and images, which
+        leaves none idle where images are small.
 Limits  no dilation; windows up to 7x7, because taps are unrolled; less than 2**30 elements an image
         and pixels.
 Source  own.
