@@ -522,14 +522,19 @@ def test_a_wrong_kernel_is_reported_and_the_rest_goes_on(
 
 def test_the_summary_says_what_was_found(tmp_path: Path) -> None:
     results, _ = harvested(tmp_path)
+    for row in results[f"profile-{ONE}"]["layers"]:
+        row["time_s"] = 2e-6
+    results[f"profile-{ONE}"]["layers"][1] |= {"apart_s": 3e-6, "fused_s": 4e-6}
+    results[f"profile-{ONE}"]["layers"][3] |= {"apart_s": 4e-6, "fused_s": 3e-6}
     text = summary(results)
     checked = results["correctness"]["checked"]
     assert f"{checked} of {checked} candidates compute" in text
     assert "copies 3.00 TB/s; products of matrices 800 TFLOP/s in float16" in text
     layers = results[f"profile-{ONE}"]["layers"]
-    fused = [row for row in layers if "." not in row["name"] and row["name"].startswith("block")]
-    assert re.search(rf"\n{len(fused)} of \d+ blocks are faster as one kernel\.\n", text)
-    assert "In the network: 15 kernels, 30.0 µs, and 15.0 µs between them." in text
+    assert [row["name"] for row in layers][1::2] == ["block1.depthwise", "block2.depthwise", "head"]
+    assert "\n1 of 2 blocks are faster as one kernel: block2.\n" in text
+    assert f"The plan's kernels, each alone: {2.0 * len(layers):.1f} µs." in text
+    assert "The same in the network: 45.0 µs, of them 15.0 µs between its 15 kernels." in text
     assert re.search(r"torch-eager +1 +1\.00 +1\.00 +1\.00 +20\.00", text)
     assert re.search(r"septune +1 +0\.0500 ", text)
     assert "absent: tensorrt: tensorrt is not installed" in text
@@ -584,6 +589,15 @@ def test_profile_rows_are_medians_of_the_same_kernels() -> None:
         profile.rows(spans[:5], 3)
     with pytest.raises(ValueError, match="expected the same ones in each"):
         profile.rows([*spans[:5], ("dw", 2.3, 2.5)], 3)
+
+
+def test_overlapping_kernels_count_for_what_they_add() -> None:
+    one = (("dw", 0.0, 1.0), ("pw", 0.4, 1.5), ("pool", 0.5, 1.25), ("head", 2.0, 3.0))
+    spans = [(name, 9 * run + start, 9 * run + end) for run in range(3) for name, start, end in one]
+    found = profile.rows(spans, 3)
+    assert [row["time_s"] for row in found] == pytest.approx([1.0, 0.5, 0.0, 1.0])
+    assert [row["gap_s"] for row in found] == pytest.approx([0.0, 0.0, 0.0, 0.5])
+    assert sum(row["time_s"] + row["gap_s"] for row in found) == pytest.approx(3.0)
 
 
 def test_the_suite_has_every_kernel_default_and_others_in_both_dtypes() -> None:

@@ -56,23 +56,34 @@ def _setting(found: Mapping[str, Any]) -> list[str]:
             f"{tuning['spent_s']:.0f} s."
         )
     if found["profile"]:
-        rows = found["profile"]["layers"]
-        pairs = {
-            row["name"].partition(".")[0]: row["fused_s"] < row["apart_s"]
-            for row in rows
-            if row["fused_s"] is not None
-        }
-        lines.append(f"{sum(pairs.values())} of {len(pairs)} blocks are faster as one kernel.")
-        known = [row["time_s"] for row in rows]
-        if None not in known:
-            lines.append(f"All kernels alone: {sum(known) * 1e6:.1f} µs.")
-        kernels = found["profile"]["kernels"]
-        if isinstance(kernels, list):
-            busy, gaps = (sum(row[part] for row in kernels) for part in ("time_s", "gap_s"))
-            lines.append(
-                f"In the network: {len(kernels)} kernels, {busy * 1e6:.1f} µs, and "
-                f"{gaps * 1e6:.1f} µs between them."
-            )
+        lines += _profile(found["profile"])
     if found["comparison"]:
         lines += ["", "```", comparison_table(found["comparison"]), "```"]
+    return lines
+
+
+def _profile(found: Mapping[str, Any]) -> list[str]:
+    """Which blocks are one kernel, and what the plan's kernels take alone and in the network."""
+    lines = []
+    rows = found["layers"]
+    faster = {
+        row["name"].partition(".")[0]: row["fused_s"] < row["apart_s"]
+        for row in rows
+        if row["fused_s"] is not None
+    }
+    names = [name for name, fused in faster.items() if fused]
+    lines.append(
+        f"{len(names)} of {len(faster)} blocks are faster as one kernel"
+        f"{': ' * bool(names)}{', '.join(names)}."
+    )
+    known = [row["time_s"] for row in rows]
+    if None not in known:
+        lines.append(f"The plan's kernels, each alone: {sum(known) * 1e6:.1f} µs.")
+    kernels = found["kernels"]
+    if isinstance(kernels, list):
+        busy, gaps = (sum(row[part] for row in kernels) for part in ("time_s", "gap_s"))
+        lines.append(
+            f"The same in the network: {(busy + gaps) * 1e6:.1f} µs, of them "
+            f"{gaps * 1e6:.1f} µs between its {len(kernels)} kernels."
+        )
     return lines
