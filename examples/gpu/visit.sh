@@ -31,7 +31,7 @@ if [ ! -e "$work/site/complete" ]; then
         exit 0
     fi
     cat site.tar.xz.* > "$work/site.tar.xz"
-    python3 -m tarfile -e "$work/site.tar.xz" "$work/site"
+    python3 -m tarfile --filter data -e "$work/site.tar.xz" "$work/site"
     touch "$work/site/complete"
 fi
 if [ ! -e "$work/harvest" ] && [ -e harvest.tar.gz.0 ]; then
