@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,13 +130,12 @@ def compare(
     meetings = _meetings({OURS: PEERS[OURS], **peers}, short=deadline is not None)
     entrants: list[_Entrant] = []
     with ExitStack() as stack:
-        judged = replace(job, threads=threads if place == "cpu" else os.cpu_count() or 1)
         most_s = rounds.prepare_timeout_s
 
         @cache
         def expected() -> Array:
             progress("computing what is expected")
-            return expected_logits(judged, min(most_s, max(0.0, left_s())), reference)
+            return expected_logits(job, min(most_s, max(0.0, left_s())), reference)
 
         if place == "cpu":
             expected()

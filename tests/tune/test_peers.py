@@ -18,7 +18,8 @@ import pytest
 from kernels.tolerance import network_tolerance
 from tune import cuda, weights
 from tune.mobilenet import MobileNet
-from tune.peers import GPU_PEERS, OURS, PEERS, REFERENCE, Array, Job, Peer
+from tune.peers import GPU_PEERS, IMAGES, OURS, PEERS, REFERENCE, Array, Job, Peer
+from tune.peers.judge import difference, expected_logits
 from tune.peers.process import PeerFailed, Process
 from tune.peers.worker import Seat
 
@@ -121,6 +122,35 @@ def test_a_missing_package_skips_but_fails_in_ci(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="no_such_package"):
         require("ghost")
+
+
+def test_the_reference_computes_each_image_once_and_all_are_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = MobileNet(alpha=0.25, resolution=32, batch=3 * IMAGES + 1, classes=10, body="shallow")
+    job = Job.at_random(model, weights.random(model, seed=2), threads=1, seed=3)
+    assert len(np.unique(job.x, axis=0)) == IMAGES
+    one = replace(model, batch=1)
+    assert (job.x[:1] == Job.at_random(one, job.weights, threads=1, seed=3).x).all()
+    ask, asked = Process.ask, []
+
+    def noting(process: Process, method: str, peer: Peer, given: Job, **options: Any) -> Any:
+        asked.append((given.model.batch, len(given.x)))
+        return ask(process, method, peer, given, **options)
+
+    monkeypatch.setattr(Process, "ask", noting)
+    y = expected_logits(job, timeout_s=300)
+    assert asked == [(IMAGES, IMAGES)]
+    with Process(threads=1) as process:
+        _, whole = ask(process, "prepare", REFERENCE, job, timeout_s=300)
+    np.testing.assert_allclose(y, whole, rtol=1e-6)
+    assert difference(job, whole, y) < 1e-5
+    for wrong in (np.roll(whole, 1, axis=0), np.roll(whole, 8, axis=0)):
+        with pytest.raises(PeerFailed, match="its logits are off by"):
+            difference(job, wrong, y)
+    whole[-1, -1] += 1
+    with pytest.raises(PeerFailed, match="its logits are off by"):
+        difference(job, whole, y)
 
 
 def test_our_contender_needs_a_library() -> None:

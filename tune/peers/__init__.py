@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 
+# Different images of a batch at random; a larger one repeats them, for the reference, which
+# computes each once, takes its time. A prime, so that images a power of two apart differ.
+IMAGES = 5
+
 
 class Peer(NamedTuple):
     """Where a peer lives, the packages that it needs, and what it is set up to compute in.
@@ -95,9 +99,13 @@ class Job:
     ) -> Job:
         """On a batch of random images, the same for a seed: bytes as floats of the model's dtype.
 
-        A library that takes bytes finds them again by `as_input`.
+        A library that takes bytes finds them again by `as_input`. Of a large batch only IMAGES are
+        different. Each lies in memory as often as the batch has it, so that no layer is faster for
+        it, and neighbours differ, so that the logits of another image are found out.
         """
-        photos = np.random.default_rng(seed).integers(0, 256, model.input_shape)
+        shape = (min(model.batch, IMAGES), *model.input_shape[1:])
+        photos = np.random.default_rng(seed).integers(0, 256, shape)
+        photos = photos[np.arange(model.batch) % IMAGES]
         x = photos.astype(np.float32) / np.float32(127.5) - np.float32(1)
         x = x.astype(model.dtype).astype(np.float32)
         return cls(model=model, weights=weights, x=x, threads=threads, library=library, place=place)

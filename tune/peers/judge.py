@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from kernels.tolerance import network_tolerance
@@ -13,8 +15,12 @@ from tune.peers.process import PeerFailed, Process
 def expected_logits(job: Job, timeout_s: float, reference: Peer = REFERENCE) -> Array:
     """The reference's logits (N, classes), computed in a process of its own.
 
-    SetupError when it has none.
+    Of images that are equal bit by bit, it computes one. SetupError when it has no logits.
     """
+    places: dict[bytes, int] = {}
+    which = [places.setdefault(image.tobytes(), len(places)) for image in job.x]
+    first = [which.index(number) for number in range(len(places))]
+    job = replace(job, x=job.x[first], model=replace(job.model, batch=len(first)))
     with Process(job.threads) as process:
         try:
             _, y = process.ask("prepare", reference, job, timeout_s=timeout_s)
@@ -23,7 +29,7 @@ def expected_logits(job: Job, timeout_s: float, reference: Peer = REFERENCE) -> 
                 f"the reference has no result: {failure}; expected PyTorch to compute it; "
                 f"run: pip install torch==2.13.0"
             ) from None
-    logits: Array = y
+    logits: Array = y[which]
     return logits
 
 
