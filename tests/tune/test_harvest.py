@@ -23,12 +23,13 @@ from tune.bench import NO_TIME
 from tune.ceilings import Ceilings
 from tune.errors import SetupError, UsageError
 from tune.mobilenet import MobileNet
+from tune.peers import GPU_PEERS
 from tune.pipeline import correctness, harvesting, records, tuning, visit
 from tune.pipeline.correctness import CHECKED_AT_ONCE
 from tune.pipeline.harvesting import KINDS, SETTINGS, Setting, harvest
 from tune.pipeline.searches import BATCH
 from tune.pipeline.tuning import FINALS_SHARE
-from tune.pipeline.visit import MOST_TRIES
+from tune.pipeline.visit import MOST_TRIES, Visit
 from tune.report.harvest import summary
 from tune.runners import gpu
 from tune.runners.gpu import Protocol, Turns
@@ -73,6 +74,7 @@ COMPARISON = {
 WHOLE_SUITE = suite.entries(H100)
 ENTRIES = WHOLE_SUITE[::6]
 TICK_S, BENCH_S = 0.02, 1.0
+LEAST_S = {"finals": 0.5, "build": 0.5, "comparison": BENCH_S, "slow peers": BENCH_S}
 
 
 class Short(MobileNet):
@@ -354,7 +356,7 @@ def test_a_limit_ends_a_command_and_another_goes_on(tmp_path: Path) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> float:
     """As if a step took half a second at least; how long those take that no test measures."""
-    monkeypatch.setattr(harvesting, "LEAST_S", {"finals": 0.5, "build": 0.5, "comparison": BENCH_S})
+    monkeypatch.setattr(harvesting, "LEAST_S", dict(LEAST_S))
     monkeypatch.setattr(harvesting, "LEAST_SLICE_S", 0.1)
     return len(ENTRIES) * TICK_S
 
@@ -430,7 +432,7 @@ def test_a_comparison_without_all_is_kept_and_made_again_at_the_end(
     with monkeypatch.context() as patch:
         patch.setattr(harvesting, "bench", hasty)
         results, _ = harvested(tmp_path, only=only, limit_s=1000.0)
-        assert deadlines == [start + 1000.0] * 2
+        assert deadlines == [start + 1000.0] * 3
         assert results[f"comparison-{ONE}"]["absent"] == [late]
         lacking = {f"comparison-{name}": "torch-max-autotune" for name in only}
         assert results["state"]["partial"] == lacking
@@ -444,6 +446,80 @@ def test_a_comparison_without_all_is_kept_and_made_again_at_the_end(
     results, _ = harvested(tmp_path, only=only)
     assert results[f"comparison-{ONE}"] == COMPARISON
     assert (results["state"]["left"], results["state"]["partial"]) == ([], {})
+
+
+Asked = list[tuple[int, Any]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, quick: float) -> Asked:
+    """The batch of each comparison, and the peers that it was asked for."""
+    done: Asked = []
+
+    def compared(model: MobileNet, *_: Any, peers: Any, **options: Any) -> dict[str, Any]:
+        done.append((model.batch, peers))
+        Clock.now_s += BENCH_S
+        return COMPARISON
+
+    monkeypatch.setattr(harvesting, "bench", compared)
+    return done
+
+
+QUICK = [name for name, peer in GPU_PEERS.items() if not peer.slow]
+SLOW = [name for name, peer in GPU_PEERS.items() if peer.slow]
+
+
+def test_slow_peers_wait_until_every_network_was_compared(tmp_path: Path, asked: Asked) -> None:
+    only = [ONE, "batch256-float16", "batch8-float16"]
+    results, lines = harvested(tmp_path, only=only, limit_s=1000.0)
+    assert SLOW
+    assert asked == [(1, QUICK), (256, QUICK), (8, None), (1, None), (256, None)]
+    assert begun(lines)[-3:] == [f"profile-{only[2]}", *(f"comparison-{name}" for name in only[:2])]
+    assert (results["state"]["left"], results["state"]["partial"]) == ([], {})
+
+
+def test_slow_peers_wait_for_a_call_with_enough_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Asked
+) -> None:
+    only = [ONE, "batch8-float16"]
+    monkeypatch.setitem(harvesting.LEAST_S, "slow peers", 1000.0)
+    results, _ = harvested(tmp_path, only=only, limit_s=20.0)
+    assert asked == [(1, QUICK), (8, None)]
+    assert results["state"]["left"] == [f"comparison-{ONE}"]
+    assert results["state"]["partial"] == {f"comparison-{ONE}": ", ".join(SLOW)}
+    assert f"- comparison-{ONE} lacks torch-compile, " in summary(results)
+    results, _ = harvested(tmp_path, only=only, limit_s=20.0)  # which does nothing else
+    assert asked[2:] == [(1, None)]
+    assert results["state"]["left"] == []
+
+
+def test_slow_peers_wait_for_nobody_whose_comparison_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Asked
+) -> None:
+    compared = vars(harvesting)["bench"]
+
+    def fails(model: MobileNet, *arguments: Any, **options: Any) -> Any:
+        if model.batch == 8:
+            raise UsageError("no library")
+        return compared(model, *arguments, **options)
+
+    monkeypatch.setattr(harvesting, "bench", fails)
+    results, _ = harvested(tmp_path, only=[ONE, "batch8-float16"])
+    assert asked == [(1, QUICK), (1, None)]
+    assert results["state"]["left"] == ["comparison-batch8-float16"]
+
+
+def test_no_slow_peer_starts_while_another_network_waits_for_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Asked
+) -> None:
+    only = [ONE, "batch8-float16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Visit, "left_s", lambda visit: 0.1 if asked else 1000.0)
+        results, _ = harvested(tmp_path, only=only, limit_s=1000.0)
+    assert asked == [(1, QUICK)]
+    assert results["state"]["left"][0] == f"comparison-{ONE}"
+    harvested(tmp_path, only=only)
+    assert asked[1:] == [(8, None), (1, None)]
 
 
 def test_what_has_met_is_kept_when_the_rest_kills(

@@ -1,7 +1,8 @@
 """All that a short visit to a GPU can bring, step by step, into one folder.
 
 A call with a limit sees to it that a network's first comparison, which carries what there is to
-show, still fits behind its tuning; what was given up for that is made up for by later calls.
+show, still fits behind its tuning; what was given up for that is made up for by later calls. Slow
+peers, which compile for minutes, wait until every network has been compared with the others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tune import database
 from tune.bench import NO_TIME
 from tune.errors import SetupError, UsageError
 from tune.mobilenet import MobileNet
+from tune.peers import GPU_PEERS
 from tune.pins import check_pins, installed
 from tune.pipeline.building import build
 from tune.pipeline.comparing import bench
@@ -34,7 +36,7 @@ from tune.pipeline.records import Log
 from tune.pipeline.searches import check_kernels
 from tune.pipeline.site import Site
 from tune.pipeline.tuning import FINALS_SHARE, Progress, tune
-from tune.pipeline.visit import Partial, Unfinished, Visit
+from tune.pipeline.visit import Partial, PutOff, Unfinished, Visit
 from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
 
 STEP_TIMEOUT_S = 300.0
@@ -43,9 +45,9 @@ LOADING = ("comparison", "profile")  # those that need the library
 # What each takes at least, for a network to have its first numbers. Finals have about 30 workloads,
 # of which each takes more than a second where few meet (H200, 2026-11-27): six are built at once,
 # then loaded, checked and timed for 35 ms or more. In a comparison six processes load a library
-# each, side by side, should be ready in about 30 s, and meet for 25 s; slow ones join only if there
-# is more time.
-LEAST_S = {"finals": 45.0, "build": 40.0, "comparison": 75.0}
+# each, side by side, and meet: 60 s at batch 1. Slow ones take 165 s more, of which their compilers
+# take most (both on the H200, 2026-11-28).
+LEAST_S = {"finals": 45.0, "build": 40.0, "comparison": 75.0, "slow peers": 165.0}
 LEAST_SLICE_S = 30.0  # less is not worth the start
 PACKAGES = ("torch", "triton", "apache-tvm", "numpy", "xgboost", "xgboost-cpu", "onnxruntime-gpu")
 
@@ -85,6 +87,7 @@ class _Harvest:
     visit: Visit
     budget_s: float
     limit_s: float | None
+    networks: tuple[str, ...]  # names of the settings
     kernels: tuple[str, ...]
     seed: int
 
@@ -160,6 +163,7 @@ def harvest(
         visit=visit,
         budget_s=budget_s,
         limit_s=limit_s,
+        networks=tuple(setting.name for setting in settings),
         kernels=tuple(kernels),
         seed=seed,
     )
@@ -336,10 +340,19 @@ def _built(
 
 
 def _comparison(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
-    """Kept as soon as some have met; Partial when there was no time for a peer."""
+    """Kept as soon as some have met; Partial when there was no time for a peer.
+
+    While another network has no comparison, the slow peers are put off.
+    """
     visit, name = harvest.visit, f"comparison-{setting.name}"
+    quick = [peer for peer, known in GPU_PEERS.items() if not known.slow]
+    slow = [peer for peer, known in GPU_PEERS.items() if known.slow]
+    others = set(harvest.networks) - {setting.name}
+    others_wait = any(_uncompared(harvest, other) for other in others)
+    first = name not in visit.partial
     whole_s = float("inf") if harvest.limit_s is None else harvest.limit_s
-    if visit.left_s() < min(LEAST_S["comparison"], 0.9 * whole_s):
+    least_s = LEAST_S["comparison"] + (0.0 if first else LEAST_S["slow peers"])
+    if visit.left_s() < min(least_s, 0.9 * whole_s) or (others_wait and not first):
         raise Unfinished  # another call has more time for it
     result = bench(
         setting.model,
@@ -349,16 +362,24 @@ def _comparison(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
         weights=_weights(harvest),
         seed=harvest.seed,
         library=harvest.library(setting),
-        peers=None,
+        peers=quick if others_wait else None,
         rounds=9,
         deadline=visit.deadline,
         keep=lambda part: visit.keep(name, part),
         progress=lambda line: visit.progress(f"  {line}"),
     )
     late = [each["name"] for each in result["absent"] if each["reason"].startswith(NO_TIME)]
+    if others_wait:
+        raise PutOff(result, ", ".join([*late, *slow]))
     if late:
         raise Partial(result, ", ".join(late))
     return result
+
+
+def _uncompared(harvest: _Harvest, network: str) -> bool:
+    """Whether a network has no comparison, and none that has failed."""
+    name = f"comparison-{network}"
+    return name not in harvest.visit.ended and not (harvest.folder / f"{name}.json").is_file()
 
 
 def _profile(harvest: _Harvest, setting: Setting) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A step that has ended is not done again: whoever was interrupted makes the same visit once more. A
 step that fails or is cut off is tried again then, and given up after MOST_TRIES without progress;
-the others go on without it. What a step could only do in part is made whole after all the rest.
+the others go on without it. What a step could only do in part is made whole after all the rest, in
+another visit, or in the same one where the step itself has put it off.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class Partial(Exception):
         self.result = result
 
 
+class PutOff(Partial):
+    """What the result lacks can be had in this visit, too, after all the rest."""
+
+
 class Useless(SetupError):
     """No step can do its work on this machine: the visit ends."""
 
@@ -50,6 +55,7 @@ class Visit:
     ended     step -> None, or why it failed
     partial   step -> what its result lacks
     spent_s   of each network's time for tuning
+    put_off   steps that have put something off in this call
     """
 
     folder: Path
@@ -59,6 +65,7 @@ class Visit:
     ended: dict[str, str | None] = field(default_factory=dict)
     partial: dict[str, str] = field(default_factory=dict)
     spent_s: dict[str, float] = field(default_factory=dict)
+    put_off: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         path = self.folder / "state.json"
@@ -78,6 +85,9 @@ class Visit:
         """
         order = sorted(steps, key=lambda step: step[0] in self.partial)
         left = {name for name, step in order if not self._ends(name, step)}
+        put_off = [(name, step) for name, step in order if name in self.put_off]
+        self.put_off.clear()
+        left -= {name for name, step in put_off if self._ends(name, step)}
         return [name for name, _ in steps if name in left]
 
     def went_on(self, name: str) -> None:
@@ -125,6 +135,9 @@ class Visit:
             self.partial[name] = str(part)
             self.ended.pop(name, None)
             outcome = f"lacks {part}"
+            if isinstance(part, PutOff):
+                self.tries[name] = 0
+                self.put_off.append(name)
         except FAILURES as error:
             outcome = f"{type(error).__name__}: {error}"
             self.partial.pop(name, None)
