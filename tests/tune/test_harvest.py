@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ class Card:
         for entry in entries:
             yield self._outcome(entry.workload, entry.kernel, entry.config)
 
-    def expect(self, rivals: Sequence[Entry]) -> None:
+    def expect(self, rivals: Iterable[Entry]) -> None:
         pass
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -84,7 +84,7 @@ class Simulated:
         for entry in entries:
             yield entry, self._outcome("trial", entry.workload, entry.config)
 
-    def expect(self, rivals: Sequence[Entry]) -> None:
+    def expect(self, rivals: Iterable[Entry]) -> None:
         pass
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:

@@ -153,7 +153,7 @@ def tune(
 
         if finals:
             expected = (rival for rivals in finalists(searches, recorder) for rival in rivals)
-            runner.expect([_entry(w.workload, w.kernel, config) for w, config in expected])
+            runner.expect(_entry(w.workload, w.kernel, config) for w, config in expected)
         for rivals in finalists(searches, recorder, most) if finals else ():
             left = left_s()
             if left is not None and left <= 0:

@@ -7,7 +7,7 @@ one call says it all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -93,7 +93,7 @@ class EstimateRunner:
             outcomes = pool.map(self._judge, self._builders.build(entries))
             yield from zip(entries, outcomes, strict=True)
 
-    def expect(self, rivals: Sequence[Entry]) -> None:
+    def expect(self, rivals: Iterable[Entry]) -> None:
         """Nothing: nobody competes."""
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:

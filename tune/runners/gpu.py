@@ -6,9 +6,8 @@ any failure the next candidate has a new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -90,16 +89,12 @@ class GpuRunner:
         self._pytorch = Worker()  # whoever has loaded PyTorch measures nothing else
         self._builders = Builders(target, builders)
         self._finalists: dict[Entry, Future[Candidate | Outcome]] = {}
-        self._compiling = ThreadPoolExecutor(1)
         self._peak = DATASHEET
 
     def __enter__(self) -> GpuRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for built in self._finalists.values():
-            built.cancel()
-        self._compiling.shutdown()
         self._bench.stop()
         self._pytorch.stop()
         self._builders.stop()
@@ -142,21 +137,11 @@ class GpuRunner:
         for built in self._builders.build(entries):
             yield self._run(check, built)
 
-    def expect(self, rivals: Sequence[Entry]) -> None:
+    def expect(self, rivals: Iterable[Entry]) -> None:
         """Those who will compete, in about this order: compilers begin with them."""
-        fresh: dict[Entry, Future[Candidate | Outcome]] = {
-            entry: Future() for entry in rivals if entry not in self._finalists
-        }
-        self._finalists |= fresh
-        self._compiling.submit(self._compile, fresh)
-
-    def _compile(self, wanted: Mapping[Entry, Future[Candidate | Outcome]]) -> None:
-        """Fulfil them until one is cancelled, which all are that are left when the runner ends."""
-        with closing(self._builders.build(list(wanted))) as libraries:
-            for future, built in zip(wanted.values(), libraries, strict=True):
-                if not future.set_running_or_notify_cancel():
-                    return
-                future.set_result(built)
+        for entry in rivals:
+            if entry not in self._finalists:
+                self._finalists[entry] = self._builders.submit(entry)
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
         """One outcome a rival, in their order: its time, taken in turns.

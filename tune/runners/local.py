@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -83,7 +83,7 @@ class LocalRunner:
         for entry, one in zip(entries, built, strict=True):
             yield entry, one if isinstance(one, Outcome) else self._timed(one)
 
-    def expect(self, rivals: Sequence[Entry]) -> None:
+    def expect(self, rivals: Iterable[Entry]) -> None:
         """Nothing: compilers would take the cores from who is measured."""
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:

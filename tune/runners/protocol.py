@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -76,7 +76,7 @@ class Runner(Protocol):
         """Each entry and its outcome, in their order unless several boards share the work."""
         ...
 
-    def expect(self, rivals: Sequence[Entry]) -> None:
+    def expect(self, rivals: Iterable[Entry]) -> None:
         """Those who will compete, in about this order, so that they can be built meanwhile."""
         ...
 

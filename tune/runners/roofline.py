@@ -6,7 +6,7 @@ with the reference elsewhere: in Triton's interpreter, and on a stand-in for a G
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -91,7 +91,7 @@ class RooflineRunner:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def expect(self, rivals: Sequence[Entry]) -> None:
+    def expect(self, rivals: Iterable[Entry]) -> None:
         """Nothing: nobody competes."""
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:

@@ -9,7 +9,7 @@ Threads  each session makes its pool anew with as many as asked for, on the core
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,7 +113,7 @@ class RpcRunner:
         for number, outcome in self._share(self._builders.build(entries), len(entries), TRIAL):
             yield entries[number], outcome
 
-    def expect(self, rivals: Sequence[Entry]) -> None:
+    def expect(self, rivals: Iterable[Entry]) -> None:
         """Nothing: each meeting builds its own."""
 
     def compete(self, network: Sequence[Entry], rivals: Sequence[Entry]) -> list[Outcome]:
