@@ -60,6 +60,11 @@ class GpuLimits:
     tensor_f16_flops: float
     tensor_tf32_flops: float
 
+    @property
+    def capability(self) -> int:
+        """The architecture as a number that compares: 90 for sm_90."""
+        return int(self.arch.removeprefix("sm_"))
+
     def peak_flops(self, dtype: str) -> float:
         """Of tensor cores in float16; in float32 of those in TF32, where there are any."""
         if dtype == "float16":

@@ -15,9 +15,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.space import blocks
 from kernels.triton.call import Call, Launch
 from kernels.triton.resources import resources
-from targets.target import Target
+from targets.target import GpuLimits, Target
 
 POINTERS = {"float32": "*fp32", "float16": "*fp16"}
 WARP = 32
@@ -61,33 +62,32 @@ def compile_call(call: Call, target: Target) -> tuple[Binary, ...]:
 
 
 def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Binary:
-    gpu, arch = target.gpu, target.gpu.arch
-    threads = WARP * launch.num_warps
-    each = -(-launch.programs // gpu.sms)  # blocks of an SM, where all run at once
+    gpu, threads = target.gpu, WARP * launch.num_warps
+    each = blocks(launch.programs, gpu.sms)  # of an SM, where all run at once
     most, share = (
-        min(gpu.registers_per_thread, gpu.registers_per_sm // (threads * blocks) // 8 * 8)
-        for blocks in (1, each)
+        min(gpu.registers_per_thread, gpu.registers_per_sm // (threads * count) // 8 * 8)
+        for count in (1, each)
     )
     # Left to itself ptxas saves registers, at times by spilling some, to make room for more blocks
     # on an SM. Where there are none, more loads under way are worth more; and spills never are.
-    made = _made(launch, dtypes, arch, most if each == 1 else None)
+    made = _made(launch, dtypes, gpu, most if each == 1 else None)
     if each > 1:
         used = resources(made.asm["cubin"])
         if used.registers < share and threads * each <= gpu.threads_per_sm:
-            made = _made(launch, dtypes, arch, share)
+            made = _made(launch, dtypes, gpu, share)
         elif used.frame_bytes:
-            made = _made(launch, dtypes, arch, most)
+            made = _made(launch, dtypes, gpu, most)
     allowed = gpu.shared_per_block_bytes
     if made.metadata.shared > allowed:
         raise ValueError(
             f"{launch.kernel.__name__} asks for {made.metadata.shared} bytes of shared memory; "
-            f"expected at most {allowed} on {arch}; take smaller blocks or fewer stages"
+            f"expected at most {allowed} on {gpu.arch}; take smaller blocks or fewer stages"
         )
     used = resources(made.asm["cubin"])
     return Binary(
         name=made.metadata.name,
         cubin=made.asm["cubin"],
-        arch=arch,
+        arch=gpu.arch,
         tensors=launch.tensors,
         programs=launch.programs,
         # Not launch.num_warps: what Triton adds for itself counts, too.
@@ -95,16 +95,16 @@ def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Bina
         shared_bytes=made.metadata.shared,
         registers=used.registers,
         frame_bytes=used.frame_bytes,
-        dependent=_dependent(arch),
+        dependent=_dependent(gpu),
         ir=made.asm["ttir"],
     )
 
 
-def _made(launch: Launch, dtypes: Mapping[str, str], arch: str, registers: int | None) -> Any:
+def _made(launch: Launch, dtypes: Mapping[str, str], gpu: GpuLimits, registers: int | None) -> Any:
     """What Triton compiles, for threads that have at most so many registers."""
     return triton.compile(
-        source(launch, dtypes, _dependent(arch)),
-        target=GPUTarget("cuda", _number(arch), WARP),
+        source(launch, dtypes, _dependent(gpu)),
+        target=GPUTarget("cuda", gpu.capability, WARP),
         options={
             "num_warps": launch.num_warps,
             "num_stages": launch.num_stages,
@@ -134,9 +134,5 @@ def source(launch: Launch, dtypes: Mapping[str, str], dependent: bool = False) -
     )
 
 
-def _dependent(arch: str) -> bool:
-    return _number(arch) >= DEPENDENT_SINCE
-
-
-def _number(arch: str) -> int:
-    return int(arch.removeprefix("sm_"))
+def _dependent(gpu: GpuLimits) -> bool:
+    return gpu.capability >= DEPENDENT_SINCE

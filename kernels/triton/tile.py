@@ -55,7 +55,7 @@ def await_previous(DEPENDENT: tl.constexpr) -> None:
 
 def on_gpu(target: Target) -> bool:
     """Whether Triton makes good code for `target`: not before Ampere, where it spills."""
-    return target.kind == "cuda" and int(target.gpu.arch.removeprefix("sm_")) >= OLDEST
+    return target.kind == "cuda" and target.gpu.capability >= OLDEST
 
 
 def cover(size: int) -> int:
