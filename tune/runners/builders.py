@@ -43,9 +43,7 @@ class Builders:
             for future in futures:
                 yield future.result()
         finally:
-            for future in futures:
-                future.cancel()
-            wait(futures)
+            wait([future for future in futures if not future.cancel()])
 
     def stop(self) -> None:
         """End the processes and remove what they built."""
