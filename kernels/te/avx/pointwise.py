@@ -50,51 +50,56 @@ def supports(workload: Workload, target: Target) -> bool:
 
 def space(workload: Pointwise, target: Target) -> Space:
     """Register tiles, and how many of them a task has."""
-    return in_tasks(workload, workload, *product.knobs(workload, target))
+    return in_tasks(workload, {0: workload}, *product.knobs(workload, target))
 
 
 def in_tasks(
     workload: Pointwise,
-    factor: Pointwise,
+    factors: Mapping[int, Pointwise],
     knobs: Sequence[Knob],
     constraints: Sequence[Constraint],
-    *,
-    together: int = 1,
 ) -> Space:
     """The space of these knobs of tiles and CHUNK and PARTS.
 
-    factor    what is multiplied at once: its channels are shared by PARTS
-    together  tiles of pixels that no task parts, each of which has one
+    factors  what is multiplied at once, by LEVELS: 2**LEVELS tiles of its pixels are always
+             together, and tasks share its channels
     """
-    tall, wide, *_ = knobs
-    tiles = {rows: blocks(workload.pixels, int(rows) * together) for rows in tall.choices}
+    by_name = {knob.name: knob for knob in knobs}
+    tall, wide = by_name["BLOCK_P"], by_name["BLOCK_CO"]
+    usual = int(by_name["LEVELS"].default) if "LEVELS" in by_name else 0
+    heights = {int(rows) << level: 1 << level for rows in tall.choices for level in factors}
     chunks = {
-        rows: tuple(
-            together * chunk
-            for chunk in _chunks(count)
-            if (workload.pixels - 1) % (int(rows) * together * chunk) + 1 >= together
+        height: tuple(
+            chunk
+            for chunk in _chunks(blocks(workload.pixels, height))
+            if (workload.pixels - 1) % (height * chunk) + 1 >= together
         )
-        for rows, count in tiles.items()
+        for height, together in heights.items()
     }
-    parts = product.parts(factor)
-    columns = blocks(factor.Co, int(wide.default))
+
+    def of(config: Config) -> tuple[int, ...]:
+        return chunks[int(config["BLOCK_P"]) << int(config.get("LEVELS", 0))]
+
+    default = chunks[int(tall.default) << usual]
+    parts = product.parts(factors[usual])
+    columns = blocks(factors[usual].Co, int(wide.default))
     split = max(count for count in parts if columns % count == 0)
-    most = tiles[tall.default] * split // TASKS * together
-    shared = [chunk for chunk in chunks[tall.default] if chunk <= most]
+    most = blocks(workload.pixels, int(tall.default) << usual) * split // TASKS
+    shared = [chunk for chunk in default if chunk <= most]
     return Space(
         knobs=(
             *knobs,
             Knob(
                 "CHUNK",
                 tuple(sorted(set().union(*chunks.values()))),
-                max(shared, default=chunks[tall.default][0]),
+                max(shared, default=default[0]),
             ),
             Knob("PARTS", parts, split),
         ),
         constraints=(
             *constraints,
-            Constraint("even chunks", lambda c: c["CHUNK"] in chunks[c["BLOCK_P"]]),
-            product.whole_parts(factor),
+            Constraint("even chunks", lambda c: c["CHUNK"] in of(c)),
+            product.whole_parts(factors),
         ),
     )
 
@@ -109,7 +114,9 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
     codes: dict[str, str] = {}
     calls = partial(product.calls, workload, config, target, codes)
-    return scheduled(workload, config, codes, calls, product.shapes(workload, config))
+    pixels = int(config["CHUNK"]) * int(config["BLOCK_P"])
+    shapes = product.shapes(workload, config)
+    return scheduled(workload, config, codes, calls, shapes, pixels=pixels)
 
 
 def scheduled(
@@ -119,15 +126,16 @@ def scheduled(
     calls: Callable[[Task], str],
     shapes: Mapping[str, Sequence[int]],
     *,
+    pixels: int,
     buffers: str = "",
 ) -> IRModule:
     """That function, whose tasks are made of such calls.
 
     shapes   of wt and bias
+    pixels   of a task
     buffers  statements: what the calls need of their own
     """
     P, parts = workload.pixels, int(config["PARTS"])
-    pixels = int(config["CHUNK"]) * int(config["BLOCK_P"])
     last, left = divmod(P - 1, pixels)
     following = f"T.min((vh + 1) * {pixels}, {max(0, P - pixels)}) * {workload.Ci} + {{offset}}"
     whole, rest = (

@@ -16,7 +16,7 @@ from functools import partial
 from tvm.ir import IRModule
 
 from kernels.reference import Array
-from kernels.space import Config, Space
+from kernels.space import Config, Space, blocks
 from kernels.te.avx import pointwise, strassen
 from kernels.workload import Pointwise, Workload
 from targets.target import Target
@@ -26,14 +26,14 @@ def supports(workload: Workload, target: Target) -> bool:
     return (
         isinstance(workload, Pointwise)
         and pointwise.supports(workload, target)
-        and strassen.supports(workload, target)
+        and bool(strassen.parts(workload, target, workload.pixels))
     )
 
 
 def space(workload: Pointwise, target: Target) -> Space:
     """Register tiles, and how many of them a task has, an even number."""
-    factor = strassen.halves(workload)
-    return pointwise.in_tasks(workload, factor, *strassen.knobs(workload, target), together=2)
+    parts = strassen.parts(workload, target, workload.pixels)
+    return pointwise.in_tasks(workload, parts, *strassen.knobs(parts, target))
 
 
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
@@ -41,9 +41,13 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     codes: dict[str, str] = {}
     calls = partial(strassen.calls, workload, config, target, codes)
     shapes = strassen.shapes(workload, config)
-    pixels = int(config["CHUNK"]) * int(config["BLOCK_P"])
+    together = 1 << int(config["LEVELS"])
+    tasks = blocks(workload.pixels, int(config["CHUNK"]) * int(config["BLOCK_P"]) * together)
+    pixels = blocks(workload.pixels, tasks * together) * together
     buffers = strassen.buffers(workload, config, pixels)
-    return pointwise.scheduled(workload, config, codes, calls, shapes, buffers=buffers)
+    return pointwise.scheduled(
+        workload, config, codes, calls, shapes, pixels=pixels, buffers=buffers
+    )
 
 
 def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:

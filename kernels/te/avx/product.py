@@ -16,7 +16,7 @@ power, and has a higher clock for it (`docs/performance.md`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from textwrap import indent
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from targets.target import Target
 VECTORS = (1, 2, 3, 4)  # of channels a tile
 CHAINS = 8  # sums that hide how long a multiply-add takes
 WORTH_A_TRY = 1.1  # as a multiple of the least cost
+LOOP = (Knob("UNROLL_CI", (2, 4), 2), Knob("PREFETCH", ("none", "weights", "input"), "weights"))
 CALL = """
 T.evaluate(
     T.call_extern(
@@ -91,6 +92,24 @@ class Operands(NamedTuple):
 
 def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[Constraint, ...]]:
     """Tiles that nearly fill the registers, or half of them, and in which order they come."""
+    found = tiles(workload, target)
+    rows, columns = found[0]
+    tall, wide = (tuple(sorted({tile[axis] for tile in found})) for axis in (0, 1))
+    unroll, prefetch = LOOP
+    return (
+        (
+            Knob("BLOCK_P", tall, rows),
+            Knob("BLOCK_CO", wide, columns),
+            unroll,
+            Knob("KEEP", ("weights", "pixels"), "weights"),
+            prefetch,
+        ),
+        (Constraint("register tile", lambda c: (c["BLOCK_P"], c["BLOCK_CO"]) in found),),
+    )
+
+
+def tiles(workload: Pointwise, target: Target) -> list[tuple[int, int]]:
+    """(pixels, channels) of register tiles worth a try, the best first."""
     lanes, registers = isa_of(target).lanes(workload.dtype), target.cpu.vector_registers
     costs = {}
     for vectors in (count for count in VECTORS if count <= workload.Co // lanes):
@@ -99,17 +118,8 @@ def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[
         for rows in {min(rows, workload.pixels) for rows in (most, most - 1, blocks(most, 2))}:
             costs[rows, lanes * vectors] = _cost(workload, lanes, (rows, vectors))
     best = min(costs, key=lambda tile: costs[tile])
-    tiles = [tile for tile, (cost, _) in costs.items() if cost <= WORTH_A_TRY * costs[best][0]]
-    return (
-        (
-            Knob("BLOCK_P", tuple(sorted({rows for rows, _ in tiles})), best[0]),
-            Knob("BLOCK_CO", tuple(sorted({columns for _, columns in tiles})), best[1]),
-            Knob("UNROLL_CI", (2, 4), 2),
-            Knob("KEEP", ("weights", "pixels"), "weights"),
-            Knob("PREFETCH", ("none", "weights", "input"), "weights"),
-        ),
-        (Constraint("register tile", lambda c: (c["BLOCK_P"], c["BLOCK_CO"]) in tiles),),
-    )
+    others = [tile for tile, (cost, _) in costs.items() if cost <= WORTH_A_TRY * costs[best][0]]
+    return sorted(others, key=lambda tile: tile != best)
 
 
 def _cost(workload: Pointwise, lanes: int, tile: tuple[int, int]) -> tuple[int, int]:
@@ -133,12 +143,15 @@ def parts(workload: Pointwise) -> tuple[int, ...]:
     return tuple(count for count in (1, 2, 4) if workload.Co % count == 0)
 
 
-def whole_parts(workload: Pointwise) -> Constraint:
-    """That each of PARTS has as many whole blocks of weights."""
-    return Constraint(
-        "whole parts",
-        lambda c: c["PARTS"] == 1 or workload.Co % (int(c["BLOCK_CO"]) * int(c["PARTS"])) == 0,
-    )
+def whole_parts(factors: Mapping[int, Pointwise]) -> Constraint:
+    """That each of PARTS has as many whole blocks of weights, of what is multiplied by LEVELS."""
+
+    def whole(config: Config) -> bool:
+        channels = factors[int(config.get("LEVELS", 0))].Co
+        parts = int(config["PARTS"])
+        return parts == 1 or channels % (int(config["BLOCK_CO"]) * parts) == 0
+
+    return Constraint("whole parts", whole)
 
 
 def shapes(workload: Pointwise, config: Config) -> dict[str, tuple[int, ...]]:
@@ -187,7 +200,6 @@ def tiled(
     turns: int,
     depth: int,
     x: str,
-    before: str = "",
 ) -> str:
     """Statements that call the code of each tile, in the order that KEEP says.
 
@@ -197,7 +209,6 @@ def tiled(
     channels  of the task
     turns     of a tile's loops
     depth     rows of a block of weights
-    before    a statement before the tiles of a {block} of weights, which is kept
     x         arguments of a tile, from its first {pixel} and its number, {tile}
     """
     columns = int(config["BLOCK_CO"])
@@ -236,8 +247,6 @@ def tiled(
         (name, found), *others = left
         for run in found:
             yield f"for {name} in range({run.start}, {run.stop}):"
-            if name == "b" and before:
-                yield indent(before.format(block=block), "    ")
             for text in loops(*others, runs=runs | {name: run}):
                 yield indent(text, "    ")
 
@@ -285,7 +294,7 @@ def _code(
     lanes, (rows, wide) = code.lanes, tile
     bias = [code.load_at("%bias", vector * lanes) for vector in range(wide // lanes)]
     code.lines = ["start:", *code.lines]
-    sums, _ = multiplied(
+    sums = multiplied(
         code,
         {(row, vector): value for row in range(rows) for vector, value in enumerate(bias)},
         Operands("%x", "%wt", "%next"),
@@ -311,16 +320,19 @@ def multiplied(
     channels: int,
     unrolled: int,
     ahead: int,
+    weights: Callable[[str, int], str] | None = None,
     number: str = "",
     behind: str = "start",
-) -> tuple[Cells, Operands]:
-    """`sums` and the products of so many channels, summed by a loop; where it left off.
+) -> Cells:
+    """`sums` and the products of so many channels, summed by a loop.
 
     stride         elements from a pixel to the next
     columns        from a row of weights to the next
+    weights        the vector so many elements behind a row's address, loaded if not said otherwise
     number,behind  of the loop, see `looped`
     others         as in `_code`
     """
+    weights = weights or code.load_at
     vectors = dict.fromkeys(vector for _, vector in sums)
     names = Operands(*(f"%{name}{number}.now" for name in ("x", "wt", "next")))
     before, code.lines = code.lines, []
@@ -333,16 +345,16 @@ def multiplied(
     if ahead:
         following = code.behind(following, ahead)
     for _ in range(unrolled):
-        weights = [code.load_at(wt, vector * code.lanes) for vector in vectors]
+        row_of_wt = [weights(wt, vector * code.lanes) for vector in vectors]
         for row in dict.fromkeys(row for row, _ in sums):
             factor = code.broadcast(x, row * stride)
             for vector in vectors:
-                now[row, vector] = code.multiply_add(factor, weights[vector], now[row, vector])
+                now[row, vector] = code.multiply_add(factor, row_of_wt[vector], now[row, vector])
         (x, wt), values = code.step(
             (code.behind(x, 1), code.behind(wt, columns)), list(now.values())
         )
         now = dict(zip(sums, values, strict=True))
-    after = Operands(x, wt, following if ahead else operands.next)
+    after = Operands(x, wt, following)
     pointers = list(zip(names, operands, after, strict=True))[: 3 if ahead else 2]
     code.lines = [
         *before,
@@ -357,4 +369,4 @@ def multiplied(
             behind=behind,
         ),
     ]
-    return now, after
+    return now

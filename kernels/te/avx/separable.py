@@ -57,19 +57,19 @@ def supports(workload: Workload, target: Target) -> bool:
 def space(workload: Separable, target: Target) -> Space:
     """Tiles of both parts; what a task makes between them takes at most half of L2."""
     factor = workload.pointwise
-    return in_tasks(workload, factor, target, *product.knobs(factor, target))
+    return in_tasks(workload, {0: factor}, target, *product.knobs(factor, target))
 
 
 def in_tasks(
     workload: Separable,
-    factor: Pointwise,
+    factors: Mapping[int, Pointwise],
     target: Target,
     knobs: Sequence[Knob],
     constraints: Sequence[Constraint],
 ) -> Space:
     """The space of these knobs of the product's tiles and those of tasks and depthwise part.
 
-    factor  what is multiplied at once: its channels are shared by PARTS
+    factors  what is multiplied at once, by LEVELS: tasks share its channels
     """
     Ho, row = workload.Ho, workload.Wo * workload.C * ITEM_BYTES[workload.dtype]
     fitting = [rows for rows in divisors(Ho) if 2 * rows * row <= target.cpu.l2_bytes] or [1]
@@ -79,7 +79,7 @@ def in_tasks(
     return Space(
         knobs=(
             Knob("ROWS", rows, rows[len(rows) // 2]),
-            Knob("PARTS", product.parts(factor), 1),
+            Knob("PARTS", product.parts(workload.pointwise), 1),
             Knob("BLOCK_HO", high, 1),
             Knob("BLOCK_WO", wide.choices[-2:], wide.choices[-1]),
             *knobs,
@@ -91,7 +91,7 @@ def in_tasks(
                 "code fits its cache",
                 lambda c: int(c["BLOCK_HO"]) * int(c["BLOCK_WO"]) <= depthwise.MOST_OUTPUTS,
             ),
-            product.whole_parts(factor),
+            product.whole_parts(factors),
         ),
     )
 

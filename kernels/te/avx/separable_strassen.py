@@ -32,15 +32,14 @@ def supports(workload: Workload, target: Target) -> bool:
     return (
         isinstance(workload, Separable)
         and separable.supports(workload, target)
-        and strassen.supports(workload.pointwise, target)
-        and workload.Wo > 1
+        and bool(strassen.parts(workload.pointwise, target, workload.Wo))
     )
 
 
 def space(workload: Separable, target: Target) -> Space:
     """Tiles of both parts."""
-    factor = strassen.halves(workload.pointwise)
-    return separable.in_tasks(workload, factor, target, *strassen.knobs(workload.pointwise, target))
+    parts = strassen.parts(workload.pointwise, target, workload.Wo)
+    return separable.in_tasks(workload, parts, target, *strassen.knobs(parts, target))
 
 
 def lower(workload: Separable, config: Config, target: Target) -> IRModule:

@@ -4,110 +4,151 @@ Maths   Pixels, their channels and the channels of the output are cut in two,
             x = (x11 x12)  wt = (wt11 wt12)  y = (y11 y12)
                 (x21 x22)       (wt21 wt22)      (y21 y22)
         and with the sums
-            s1 = x21 + x22   t1 = wt12 - wt11
-            s2 = s1 - x11    t2 = wt22 - t1
-            s3 = x11 - x21   t3 = wt22 - wt12
+            s1 = x21 + x22   t1 = wt22 - t2
+            s2 = s1 - x11    t2 = wt22 - wt12 + wt11
+            s3 = x11 - x21   t3 = t2 - wt11
             s4 = x12 - s2    t4 = wt21 - t2
         each sum of products goes on where one before it left off:
             u = x11 wt11      y11 = u + x12 wt21
             u = u + s2 t2     v   = u + s3 t3     y21 = v + x22 t4
             w = s1 t1         y22 = v + w         y12 = u + w + s4 wt22
-Shapes  wt (Co/2/BLOCK_CO,2*Ci,BLOCK_CO), of each block of wt11 and wt21 also that of wt12 and wt22
-        bias (Co/2/BLOCK_CO,2*BLOCK_CO)
-Tiling  A tile is two of `kernels.te.avx.product` of pixels, one above the other, and two of
-        channels, half of all apart: seven loops, each over half of the channels of the input. What
-        waits for a later loop, u and v, waits in y, where y12 and y22 will be. A task makes the
-        sums of all its pixels first, and those of a block of weights before the tiles that it is
-        for; were they packed with the weights, fewer of these would fit L3.
+        Each product is made in the same way of products of its own halves, LEVELS times in all.
+Shapes  with Q = 2**LEVELS  wt (Co/Q/BLOCK_CO,Q*Ci,BLOCK_CO), of each block those of wt11, wt21,
+        wt22 and t2, which wt12 is not needed beside; bias (Co/Q/BLOCK_CO,Q*BLOCK_CO)
+Tiling  A tile is Q of `kernels.te.avx.product` of pixels, one above the other, and Q of channels,
+        Co/Q apart: a loop for each of 7**LEVELS products, over Ci/Q channels of the input. A task
+        first lays all factors of its pixels out by products. Those of weights are as many loads
+        and subtractions in the loop, which waits for neither: so they need no memory. What waits
+        for a later loop is in L1.
         Of an odd number of pixels the last one above has none below it: sums see its neighbour's
         there, and nothing of it is left in y.
-Errors  Sums of both signs round more: errors are up to twice those of one sum over all channels,
-        and within `kernels.tolerance` like those.
-Limits  Ci and Co are two whole vectors or a multiple of them; two pixels a task or more.
-Source  Strassen, "Gaussian Elimination is not Optimal", 1969, in the form of Winograd, 1971; for
-        sums that are made beside a product in registers Huang, Smith, Henry and van de Geijn,
-        "Strassen's Algorithm Reloaded", 2016.
+Errors  Sums of both signs round more: errors are up to twice those of one sum over all channels
+        for each level, and within `kernels.tolerance` like those.
+Limits  Ci and Co are Q whole vectors or a multiple of them; Q pixels a task or more.
+Source  Strassen, "Gaussian Elimination is not Optimal", 1969, in the form of Winograd, 1971, with
+        one factor in the basis of Karstadt and Schwartz, "Matrix Multiplication, a Little Faster",
+        2017; for sums that are made beside a product in registers Huang, Smith, Henry and van de
+        Geijn, "Strassen's Algorithm Reloaded", 2016.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
 from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, blocks
-from kernels.te import product as packing
-from kernels.te.avx import product
-from kernels.te.avx.product import Cells, Operands, Run, Task
+from kernels.te.avx import product, strassen_tile
+from kernels.te.avx.product import Run, Task
+from kernels.te.avx.strassen_tile import FACTORS, Tile, halves
 from kernels.te.llvm.code import Code, isa_of
-from kernels.workload import Pointwise
+from kernels.te.tile import LINE_BYTES, pad_last
+from kernels.workload import ITEM_BYTES, Pointwise
 from targets.target import Target
 
-PRODUCTS = 7
-SUMS = 4  # of pixels, and of weights
-BUFFERS = """
-s = T.sblock_alloc_buffer(({of_pixels},), "{dtype}")
-t_ = T.sblock_alloc_buffer(({of_weights},), "{dtype}")
-"""
-OF_PIXELS = """
-for t in range({start}, {stop}):
-    T.evaluate(T.call_extern("int32", "{name}", {s}, {x}))
-"""
-OF_WEIGHTS = """
-T.evaluate(T.call_extern("int32", "{name}", t_.access_ptr("w"), T.address_of(wt[{block}, 0, 0])))
+MOST_LEVELS = 2
+PRODUCTS = len(FACTORS)
+BUFFER = 's = T.sblock_alloc_buffer(({elements},), "{dtype}")\n'
+LAY_OUT = """
+for t in range({tiles.start}, {tiles.stop}):
+    for r in range({first}, {stop}):
+        T.evaluate(T.call_extern("int32", "{name}", {s}, {x}))
 """
 
 
-def supports(workload: Pointwise, target: Target) -> bool:
-    """Whether all three halves are wholes."""
+def parts(workload: Pointwise, target: Target, pixels: int) -> dict[int, Pointwise]:
+    """One of the products, by the LEVELS that leave wholes.
+
+    pixels  that a task has at least
+    """
     lanes = isa_of(target).lanes(workload.dtype)
-    channels = (workload.Ci, workload.Co)
-    return workload.pixels > 1 and all(size % (2 * lanes) == 0 for size in channels)
-
-
-def halves(workload: Pointwise) -> Pointwise:
-    """One of the products."""
-    pixels = blocks(workload.pixels, 2)
-    return replace(workload, N=1, H=1, W=pixels, Ci=workload.Ci // 2, Co=workload.Co // 2)
+    return {
+        level: replace(
+            workload,
+            N=1,
+            H=1,
+            W=blocks(workload.pixels, 1 << level),
+            Ci=workload.Ci >> level,
+            Co=workload.Co >> level,
+        )
+        for level in range(1, MOST_LEVELS + 1)
+        if pixels >> level
+        and all(size % (lanes << level) == 0 for size in (workload.Ci, workload.Co))
+    }
 
 
 def saved(workload: Pointwise) -> int:
-    """Operations of the sums that these products do without; a multiply-add is two."""
-    return 2 * workload.macs * (8 - PRODUCTS) // 8
+    """Operations of the sums that these products do without at best; a multiply-add is two."""
+    return 2 * workload.macs * (8**MOST_LEVELS - PRODUCTS**MOST_LEVELS) // 8**MOST_LEVELS
 
 
-def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[Constraint, ...]]:
-    """Those of one of the products, but KEEP: it is weights, whose sums are made once a task."""
-    half = halves(workload)
-    common, constraints = product.knobs(half, target)
-    low = Constraint("no low tiles", lambda c: int(c["BLOCK_P"]) > 1 or half.pixels == 1)
-    return tuple(knob for knob in common if knob.name != "KEEP"), (*constraints, low)
+def knobs(
+    parts: Mapping[int, Pointwise], target: Target
+) -> tuple[tuple[Knob, ...], tuple[Constraint, ...]]:
+    """LEVELS, and what a product of these has but KEEP: it is weights."""
+    tiles = {level: product.tiles(part, target) for level, part in parts.items()}
+    tall, wide = (
+        tuple(sorted({tile[axis] for found in tiles.values() for tile in found})) for axis in (0, 1)
+    )
+    usual = min(parts)
+    rows, columns = tiles[usual][0]
+
+    def whole(config: Config) -> bool:
+        return (config["BLOCK_P"], config["BLOCK_CO"]) in tiles[int(config["LEVELS"])]
+
+    return (
+        (
+            Knob("LEVELS", tuple(parts), usual),
+            Knob("BLOCK_P", tall, rows),
+            Knob("BLOCK_CO", wide, columns),
+            *product.LOOP,
+        ),
+        (
+            Constraint("register tile", whole),
+            Constraint("no low tiles", lambda c: int(c["BLOCK_P"]) > 1),
+        ),
+    )
 
 
 def shapes(workload: Pointwise, config: Config) -> dict[str, tuple[int, ...]]:
     """Of wt and bias, packed."""
-    columns = int(config["BLOCK_CO"])
-    B = blocks(workload.Co // 2, columns)
-    return {"wt": (B, 2 * workload.Ci, columns), "bias": (B, 2 * columns)}
+    level, columns = int(config["LEVELS"]), int(config["BLOCK_CO"])
+    B = blocks(workload.Co >> level, columns)
+    return {"wt": (B, workload.Ci << level, columns), "bias": (B, columns << level)}
 
 
 def packed(workload: Pointwise, config: Config, wt: Array, bias: Array) -> tuple[Array, Array]:
-    """wt (Ci,Co) and bias (Co,) in these shapes, channels of each half padded with zeros."""
-    half = replace(workload, Co=workload.Co // 2)
-    pairs = zip(np.split(wt, 2, axis=1), np.split(bias, 2), strict=True)
-    filters, biases = zip(*(packing.packed(half, config, *pair) for pair in pairs), strict=True)
-    return np.concatenate(filters, axis=1), np.concatenate(biases, axis=1)
+    """wt (Ci,Co) and bias (Co,) in these shapes, channels of each part padded with zeros."""
+    level, columns = int(config["LEVELS"]), int(config["BLOCK_CO"])
+    filters = pad_last(np.stack(list(_basis(wt, level))), columns)
+    biases = pad_last(bias.reshape(1 << level, -1), columns).astype(workload.dtype)
+    blocked = filters.reshape(*filters.shape[:2], -1, columns).transpose(2, 0, 1, 3)
+    beside = biases.reshape(1 << level, -1, columns).transpose(1, 0, 2)
+    of_wt, of_bias = shapes(workload, config).values()
+    return blocked.reshape(of_wt), beside.reshape(of_bias)
+
+
+def _basis(wt: Array, level: int) -> Iterator[Array]:
+    """What all factors are differences of, in the order of the packed weights."""
+    if not level:
+        yield wt
+        return
+    (wt11, wt12), (wt21, wt22) = (np.split(rows, 2, axis=1) for rows in np.split(wt, 2))
+    for block in (wt11, wt21, wt22, wt22 - wt12 + wt11):
+        yield from _basis(block, level - 1)
 
 
 def buffers(workload: Pointwise, config: Config, pixels: int) -> str:
-    """Statements: room for the sums of so many pixels, and of a block of weights."""
-    return BUFFERS.format(
-        of_pixels=blocks(pixels, 2 * int(config["BLOCK_P"])) * _sums_size(workload, config),
-        of_weights=SUMS * workload.Ci // 2 * int(config["BLOCK_CO"]),
-        dtype=workload.dtype,
-    )
+    """Statements: room for the factors of so many pixels."""
+    level = int(config["LEVELS"])
+    _, factor = _sizes(workload, config)
+    elements = blocks(pixels, int(config["BLOCK_P"]) << level) * PRODUCTS**level * factor
+    return BUFFER.format(elements=elements, dtype=workload.dtype)
 
 
 def calls(
@@ -117,18 +158,47 @@ def calls(
     codes: dict[str, str],
     task: Task,
 ) -> str:
-    """Statements as those of `product.calls`, and those that make the sums."""
-    down = product.evenly(task.pixels, blocks(task.pixels, 2 * int(config["BLOCK_P"])))
-    s = f's.access_ptr("rw", offset={{tile}} * {_sums_size(workload, config)})'
-    made = []
-    for run in down:
-        name, codes[name] = _sums_of_pixels(workload, target, run)
-        where = {"s": s.format(tile="t"), "x": task.x.format(pixel=run.first)}
-        made.append(OF_PIXELS.strip().format(start=run.start, stop=run.stop, name=name, **where))
-    name, codes[name] = _sums_of_weights(workload, config, target)
+    """Statements as those of `product.calls`, behind those that lay out the factors."""
+    level, columns, unrolled = (int(config[name]) for name in ("LEVELS", "BLOCK_CO", "UNROLL_CI"))
+    row, factor = _sizes(workload, config)
+    down = _tiles(task.pixels, int(config["BLOCK_P"]) << level, 1 << level)
+    laid_out = []
+    for tiles in down:
+        made = [
+            _laid_out(workload, config, target, tiles.size, number)
+            for number in range(blocks(tiles.size, 1 << level))
+        ]
+        for (name, codes[name]), alike in groupby(enumerate(made), lambda item: item[1]):
+            first, *others = (number for number, _ in alike)
+            laid_out.append(
+                LAY_OUT.strip().format(
+                    tiles=tiles,
+                    first=first,
+                    stop=first + len(others) + 1,
+                    name=name,
+                    s=f's.access_ptr("w", offset=t * {PRODUCTS**level * factor} + r * {row})',
+                    x=task.x.format(pixel=f"{tiles.first} + r"),
+                )
+            )
 
-    def code(down: Run, across: Run, ahead: int) -> tuple[str, str]:
-        return _tile(workload, config, target, down, across, ahead)
+    def code(pixels: Run, across: Run, ahead: int) -> tuple[str, str]:
+        code = Code(isa_of(target), workload.dtype)
+        return strassen_tile.coded(
+            code,
+            Tile(
+                heights=_heights(pixels.size, level),
+                vectors=across.size // code.lanes,
+                depth=workload.Ci >> level,
+                row=row,
+                factor=factor,
+                columns=columns,
+                apart=workload.Co >> level,
+                below=workload.Co,
+                unrolled=unrolled,
+                ahead=ahead,
+                activation=workload.activation,
+            ),
+        )
 
     multiplied = product.tiled(
         {**config, "KEEP": "weights"},
@@ -136,135 +206,108 @@ def calls(
         code,
         task,
         down=down,
-        channels=workload.Co // 2 // task.parts,
-        turns=PRODUCTS * workload.Ci // 2 // int(config["UNROLL_CI"]),
-        depth=2 * workload.Ci,
-        x=f'{task.x}, {s}, t_.access_ptr("r")',
-        before=OF_WEIGHTS.strip().format(name=name, block="{block}"),
+        channels=(workload.Co >> level) // task.parts,
+        turns=PRODUCTS**level * (workload.Ci >> level) // unrolled,
+        depth=workload.Ci << level,
+        x=f's.access_ptr("r", offset={{tile}} * {PRODUCTS**level * factor})',
     )
-    return "\n".join([*made, multiplied])
+    return "\n".join([*laid_out, multiplied])
 
 
-def _sums_size(workload: Pointwise, config: Config) -> int:
-    """Elements of the sums of a tile's pixels."""
-    return SUMS * int(config["BLOCK_P"]) * workload.Ci // 2
+def _sizes(workload: Pointwise, config: Config) -> tuple[int, int]:
+    """Elements of a row of a factor of pixels, which shares no place in L1 with the next, and all."""
+    row = (workload.Ci >> int(config["LEVELS"])) + LINE_BYTES // ITEM_BYTES[workload.dtype]
+    return row, int(config["BLOCK_P"]) * row
 
 
-def _above_and_below(pair: Run) -> tuple[int, int]:
-    """Pixels of both tiles."""
-    return blocks(pair.size, 2), pair.size // 2
+def _tiles(pixels: int, rows: int, register_tiles: int) -> list[Run]:
+    """So many rows at most; but in the last all register tiles are equally high."""
+    count, left = blocks(pixels, rows), pixels % register_tiles
+    runs = [
+        Run(run.start, run.stop, run.size * register_tiles, f"({run.first}) * {register_tiles}")
+        for run in product.evenly(pixels // register_tiles, count)
+    ]
+    if left:
+        *_, last = runs
+        runs[-1:] = [
+            *([last._replace(stop=count - 1)] if last.start < count - 1 else []),
+            last._replace(start=count - 1, size=last.size + left),
+        ]
+    return runs
 
 
-def _sums_of_pixels(workload: Pointwise, target: Target, pair: Run) -> tuple[str, str]:
-    """Name and code of `int (s, x)`, which makes s1 to s4 of a tile, (4,P/2,Ci/2)."""
-    code = Code(isa_of(target), workload.dtype)
-    half, (above, below) = workload.Ci // 2, _above_and_below(pair)
-    for row in range(above):
-        x11, x12, x21, x22 = (
-            code.load_at("%x.now", pixel * workload.Ci + channel)
-            for pixel in (row, above + min(row, below - 1))
-            for channel in (0, half)
-        )
-        s1 = code.add(x21, x22)
-        s2 = code.subtract(s1, x11)
-        s3 = code.subtract(x11, x21)
-        for number, value in enumerate((s1, s2, s3, code.subtract(x12, s2))):
-            code.store(value, code.behind("%s.now", (number * above + row) * half))
-    return _over_vectors(code, half, "%s", "%x")
+def _heights(pixels: int, level: int) -> tuple[int, ...]:
+    """Of a tile's register tiles, from above; none has more rows than its like in a half above."""
+    if not level:
+        return (pixels,)
+    upper = blocks(pixels, 2)
+    return (*_heights(upper, level - 1), *_heights(pixels - upper, level - 1))
 
 
-def _sums_of_weights(workload: Pointwise, config: Config, target: Target) -> tuple[str, str]:
-    """Name and code of `int (t, wt)`, which makes t1 to t4 of a block, (4,Ci/2,BLOCK_CO)."""
-    code = Code(isa_of(target), workload.dtype)
-    quarter = workload.Ci // 2 * int(config["BLOCK_CO"])
-    wt11, wt21, wt12, wt22 = (code.load_at("%wt.now", part * quarter) for part in range(4))
-    t1 = code.subtract(wt12, wt11)
-    t2 = code.subtract(wt22, t1)
-    t3 = code.subtract(wt22, wt12)
-    for number, value in enumerate((t1, t2, t3, code.subtract(wt21, t2))):
-        code.store(value, code.behind("%t.now", number * quarter))
-    return _over_vectors(code, quarter, "%t", "%wt")
+class _Pixels(NamedTuple):
+    """A matrix of them: what names a vector, by register tile, row of it and part of the channels."""
+
+    heights: tuple[int, ...]
+    vector: Callable[[int, int, int], str]
 
 
-def _over_vectors(code: Code, elements: int, *pointers: str) -> tuple[str, str]:
-    """Name and code of a function: the lines for each vector of so many elements."""
-    phis = [("i32", "%turn", str(elements // code.lanes), "%left")]
+def _factors(code: Code, x: _Pixels) -> Iterator[_Pixels]:
+    """Those of all products, one after the other."""
+    middle = len(x.heights) // 2
+    if not middle:
+        yield x
+        return
+    upper, lower = halves(x.heights)
+
+    def quarter(heights: tuple[int, ...], first: int, left: int) -> _Pixels:
+        def vector(tile: int, row: int, part: int) -> str:
+            return x.vector(first + tile, min(row, heights[tile] - 1), left + part)
+
+        return _Pixels(heights, vector)
+
+    def summed(operation: Callable[[str, str], str], one: _Pixels, other: _Pixels) -> _Pixels:
+        def vector(*place: int) -> str:
+            return operation(one.vector(*place), other.vector(*place))
+
+        return _Pixels(one.heights, cache(vector))
+
+    x11, x12, x21, x22 = (
+        quarter(heights, first, left)
+        for heights, first in ((upper, 0), (lower, middle))
+        for left in (0, middle)
+    )
+    s1 = summed(code.add, x21, x22)._replace(heights=upper)
+    s2 = summed(code.subtract, s1, x11)
+    s3 = summed(code.subtract, x11, x21)._replace(heights=lower)
+    s4 = summed(code.subtract, x12, s2)
+    for factor in (x11, x12, s2, s3, x22, s1, s4):
+        yield from _factors(code, factor)
+
+
+def _laid_out(
+    workload: Pointwise, config: Config, target: Target, pixels: int, row: int
+) -> tuple[str, str]:
+    """Name and code of `int (s, x)`, which lays out a row of the factors of so many pixels.
+
+    s  (7**LEVELS,BLOCK_P,row), where the row begins in the first of them
+    x  the pixel with the row's number
+    """
+    code, level = Code(isa_of(target), workload.dtype), int(config["LEVELS"])
+    heights, depth = _heights(pixels, level), workload.Ci >> level
+    _, size = _sizes(workload, config)
+
+    @cache
+    def vector(tile: int, of_tile: int, part: int) -> str:
+        pixel = sum(heights[:tile]) + of_tile
+        return code.load_at("%x.now", (pixel - row) * workload.Ci + part * depth)
+
+    for number, factor in enumerate(_factors(code, _Pixels(heights, vector))):
+        if row < factor.heights[0]:
+            address = code.behind("%s.now", number * size)
+            code.store(factor.vector(0, row, 0), address)
+    phis = [("i32", "%turn", str(depth // code.lanes), "%left")]
     phis += [
-        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", code.lanes)) for name in pointers
+        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", code.lanes)) for name in ("%s", "%x")
     ]
     code.loop(phis, before=[], turn=code.lines, after=[])
-    return code.function([f"ptr {name}" for name in pointers])
-
-
-def _tile(
-    workload: Pointwise, config: Config, target: Target, pair: Run, across: Run, ahead: int
-) -> tuple[str, str]:
-    """Name and code of `int (y, x, s, t, wt, bias, next)`, which makes two tiles by two.
-
-    ahead  elements from `next` on that a turn asks for
-    """
-    code = Code(isa_of(target), workload.dtype)
-    Ci, Co, half = workload.Ci, workload.Co, halves(workload)
-    columns, (above, below) = int(config["BLOCK_CO"]), _above_and_below(pair)
-    vectors, quarter = across.size // code.lanes, half.Ci * columns
-    x11, x12, x22 = (("%x", at, Ci) for at in (0, half.Ci, above * Ci + half.Ci))
-    s1, s2, s3, s4 = (("%s", number * above * half.Ci, half.Ci) for number in range(SUMS))
-    wt11, wt21, _, wt22 = (("%wt", number * quarter) for number in range(4))
-    t1, t2, t3, t4 = (("%t", number * quarter) for number in range(SUMS))
-    reads, number = Operands("%x", "%wt", "%next"), 0
-    code.lines = ["start:"]
-
-    def plus(sums: Cells, x: tuple[str, int, int], wt: tuple[str, int]) -> Cells:
-        """The sums and a product, from where its pixels begin and follow each other."""
-        nonlocal reads, number
-        pointer, begin, stride = x
-        sums, reads = product.multiplied(
-            code,
-            sums,
-            reads._replace(x=code.behind(pointer, begin), wt=code.behind(*wt)),
-            stride=stride,
-            columns=columns,
-            channels=half.Ci,
-            unrolled=int(config["UNROLL_CI"]),
-            ahead=ahead,
-            number=f".{number}.",
-            behind=f"end.{number - 1}." if number else "start",
-        )
-        number += 1
-        return sums
-
-    def of_y(cell: tuple[int, int], down: int, right: int) -> str:
-        row, vector = cell
-        return code.behind("%y", (down * above + row) * Co + right * half.Co + vector * code.lanes)
-
-    def wait(sums: Cells, down: int, right: int) -> None:
-        for cell, value in sums.items():
-            code.store(value, of_y(cell, down, right))
-
-    def waiting(cells: Iterable[tuple[int, int]], down: int, right: int) -> Cells:
-        return {cell: code.load_at(of_y(cell, down, right), 0) for cell in cells}
-
-    def finish(sums: Cells, down: int, right: int) -> None:
-        for (row, vector), value in sums.items():
-            bias = code.load_at("%bias", right * columns + vector * code.lanes)
-            done = code.activate(code.add(value, bias), workload.activation)
-            code.store(done, of_y((row, vector), down, right))
-
-    upper = [(row, vector) for row in range(above) for vector in range(vectors)]
-    lower = [(row, vector) for row, vector in upper if row < below]
-    zeros = dict.fromkeys(upper, "zeroinitializer")
-
-    u = plus(zeros, x11, wt11)
-    wait(u, 0, 1)
-    finish(plus(u, x12, wt21), 0, 0)
-    u = plus(waiting(upper, 0, 1), s2, t2)
-    wait(u, 0, 1)
-    v = plus({cell: u[cell] for cell in lower}, s3, t3)
-    wait(v, 1, 1)
-    finish(plus(v, x22, t4), 1, 0)
-    w = plus(zeros, s1, t1)
-    v = waiting(lower, 1, 1)
-    finish({cell: code.add(v[cell], w[cell]) for cell in lower}, 1, 1)
-    u = waiting(upper, 0, 1)
-    finish(plus({cell: code.add(u[cell], w[cell]) for cell in upper}, s4, wt22), 0, 1)
-    return code.function([f"ptr %{name}" for name in ("y", "x", "s", "t", "wt", "bias", "next")])
+    return code.function(["ptr %s", "ptr %x"])

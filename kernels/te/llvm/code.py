@@ -55,6 +55,7 @@ class Code:
         self._suffix = f"v{self.lanes}{suffix}"
         self._numbers = count()
         self.lines: list[str] = []
+        self.constants: list[str] = []
 
     def let(self, instruction: str) -> str:
         """The name of its value."""
@@ -148,6 +149,38 @@ class Code:
     def store(self, value: str, pointer: str) -> None:
         self.lines.append(f"store {self.vector} {value}, ptr {pointer}, align {self.item_bytes}")
 
+    def steps(self, steps: Sequence[Sequence[int]], kinds: Sequence[Sequence[str]]) -> None:
+        """Be the lines of one kind of step after the other, in any order and as often as it takes.
+
+        steps  the number of its kind, and the numbers that it is called with, `%given.0` and so on
+        kinds  lines of each, the first a label `kind.` and its number; they go on at %step
+        """
+        width = max(map(len, steps))
+        rows = [[*step, *[0] * (width - len(step))] for step in [*steps, [len(kinds)]]]
+        values = ", ".join(f"i32 {value}" for row in rows for value in row)
+        table = f"[{len(rows) * width} x i32]"
+        name = f"@steps_{hashlib.sha256(values.encode()).hexdigest()[:16]}"
+        self.constants.append(f"{name} = private constant {table} [ {values} ]")
+        kinds_of = " ".join(f"i32 {number}, label %kind.{number}" for number in range(len(kinds)))
+        self.lines += [
+            "%place = alloca ptr",
+            f"store ptr {name}, ptr %place",
+            "br label %step",
+            "step:",
+            "%now = load ptr, ptr %place",
+            f"%following = getelementptr i32, ptr %now, i64 {width}",
+            "store ptr %following, ptr %place",
+            "%kind = load i32, ptr %now",
+        ]
+        for number in range(1, width):
+            value = self.let(f"load i32, ptr {self.let(f'getelementptr i32, ptr %now, i64 {number}')}")
+            self.lines.append(f"%given.{number - 1} = sext i32 {value} to i64")
+        self.lines += [
+            f"switch i32 %kind, label %done [ {kinds_of} ]",
+            *(line for lines in kinds for line in (*lines, "br label %step")),
+            "done:",
+        ]
+
     def loop(
         self,
         phis: Sequence[tuple[str, str, str, str]],
@@ -169,7 +202,7 @@ class Code:
         )
         name = f"septune_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
         head = f"define linkonce_odr hidden i32 @{name}"
-        return name, "\n".join([head + body, *self._declarations()])
+        return name, "\n".join([*self.constants, head + body, *self._declarations()])
 
     def _declarations(self) -> list[str]:
         """Of the intrinsics."""
@@ -232,5 +265,5 @@ def isa_of(target: Target) -> Isa:
 def linked(functions: Iterable[str]) -> str:
     """One module of several functions."""
     lines = [line for function in functions for line in function.splitlines()]
-    declared = dict.fromkeys(line for line in lines if line.startswith("declare "))
+    declared = dict.fromkeys(line for line in lines if line.startswith(("declare ", "@")))
     return "\n".join([*(line for line in lines if line not in declared), *declared])
