@@ -33,7 +33,7 @@ Source  Strassen, "Gaussian Elimination is not Optimal", 1969, in the form of Wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
@@ -45,14 +45,14 @@ from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, blocks
 from kernels.te.avx import product, strassen_tile
 from kernels.te.avx.product import Run, Task
-from kernels.te.avx.strassen_tile import FACTORS, Tile, halves
+from kernels.te.avx.strassen_tile import PRODUCTS, Tile, halves
 from kernels.te.llvm.code import Code, isa_of
 from kernels.te.tile import LINE_BYTES, pad_last
 from kernels.workload import ITEM_BYTES, Pointwise
 from targets.target import Target
 
 MOST_LEVELS = 2
-PRODUCTS = len(FACTORS)
+SUMS = 4  # of pixels
 BUFFER = 's = T.sblock_alloc_buffer(({elements},), "{dtype}")\n'
 LAY_OUT = """
 for t in range({tiles.start}, {tiles.stop}):
@@ -145,10 +145,9 @@ def _basis(wt: Array, level: int) -> Iterator[Array]:
 
 def buffers(workload: Pointwise, config: Config, pixels: int) -> str:
     """Statements: room for the factors of so many pixels."""
-    level = int(config["LEVELS"])
-    _, factor = _sizes(workload, config)
-    elements = blocks(pixels, int(config["BLOCK_P"]) << level) * PRODUCTS**level * factor
-    return BUFFER.format(elements=elements, dtype=workload.dtype)
+    tiles = blocks(pixels, int(config["BLOCK_P"]) << int(config["LEVELS"]))
+    *_, elements = _sizes(workload, config)
+    return BUFFER.format(elements=tiles * elements, dtype=workload.dtype)
 
 
 def calls(
@@ -160,7 +159,7 @@ def calls(
 ) -> str:
     """Statements as those of `product.calls`, behind those that lay out the factors."""
     level, columns, unrolled = (int(config[name]) for name in ("LEVELS", "BLOCK_CO", "UNROLL_CI"))
-    row, factor = _sizes(workload, config)
+    row, factor, all_factors = _sizes(workload, config)
     down = _tiles(task.pixels, int(config["BLOCK_P"]) << level, 1 << level)
     laid_out = []
     for tiles in down:
@@ -176,7 +175,7 @@ def calls(
                     first=first,
                     stop=first + len(others) + 1,
                     name=name,
-                    s=f's.access_ptr("w", offset=t * {PRODUCTS**level * factor} + r * {row})',
+                    s=f's.access_ptr("w", offset=t * {all_factors} + r * {row})',
                     x=task.x.format(pixel=f"{tiles.first} + r"),
                 )
             )
@@ -189,11 +188,10 @@ def calls(
                 heights=_heights(pixels.size, level),
                 vectors=across.size // code.lanes,
                 depth=workload.Ci >> level,
-                row=row,
-                factor=factor,
+                x=workload.Ci,
+                s=(row, factor),
                 columns=columns,
-                apart=workload.Co >> level,
-                below=workload.Co,
+                y=(workload.Co, workload.Co >> level),
                 unrolled=unrolled,
                 ahead=ahead,
                 activation=workload.activation,
@@ -209,15 +207,20 @@ def calls(
         channels=(workload.Co >> level) // task.parts,
         turns=PRODUCTS**level * (workload.Ci >> level) // unrolled,
         depth=workload.Ci << level,
-        x=f's.access_ptr("r", offset={{tile}} * {PRODUCTS**level * factor})',
+        x=f'{task.x}, s.access_ptr("r", offset={{tile}} * {all_factors})',
     )
     return "\n".join([*laid_out, multiplied])
 
 
-def _sizes(workload: Pointwise, config: Config) -> tuple[int, int]:
-    """Elements of a row of a factor of pixels, which shares no place in L1 with the next, and all."""
-    row = (workload.Ci >> int(config["LEVELS"])) + LINE_BYTES // ITEM_BYTES[workload.dtype]
-    return row, int(config["BLOCK_P"]) * row
+def _sizes(workload: Pointwise, config: Config) -> tuple[int, int, int]:
+    """Elements of a row of a factor of pixels, of a factor, and of all that are laid out.
+
+    A row has more than its channels: so the next one takes another place in L1.
+    """
+    level = int(config["LEVELS"])
+    row = (workload.Ci >> level) + LINE_BYTES // ITEM_BYTES[workload.dtype]
+    factor = int(config["BLOCK_P"]) * row
+    return row, factor, factor * (SUMS if level == 1 else PRODUCTS**level)
 
 
 def _tiles(pixels: int, rows: int, register_tiles: int) -> list[Run]:
@@ -253,11 +256,17 @@ class _Pixels(NamedTuple):
 
 def _factors(code: Code, x: _Pixels) -> Iterator[_Pixels]:
     """Those of all products, one after the other."""
-    middle = len(x.heights) // 2
-    if not middle:
+    if len(x.heights) == 1:
         yield x
         return
-    upper, lower = halves(x.heights)
+    x11, x12, _, x22 = _quarters(x)
+    s1, s2, s3, s4 = _sums(code, x)
+    for factor in (x11, x12, s2, s3, x22, s1, s4):
+        yield from _factors(code, factor)
+
+
+def _quarters(x: _Pixels) -> list[_Pixels]:
+    middle = len(x.heights) // 2
 
     def quarter(heights: tuple[int, ...], first: int, left: int) -> _Pixels:
         def vector(tile: int, row: int, part: int) -> str:
@@ -265,23 +274,29 @@ def _factors(code: Code, x: _Pixels) -> Iterator[_Pixels]:
 
         return _Pixels(heights, vector)
 
-    def summed(operation: Callable[[str, str], str], one: _Pixels, other: _Pixels) -> _Pixels:
+    return [
+        quarter(heights, first, left)
+        for heights, first in zip(halves(x.heights), (0, middle), strict=True)
+        for left in (0, middle)
+    ]
+
+
+def _sums(code: Code, x: _Pixels) -> list[_Pixels]:
+    """s1 to s4."""
+    x11, x12, x21, x22 = _quarters(x)
+
+    def summed(
+        operation: Callable[[str, str], str], one: _Pixels, other: _Pixels, like: _Pixels
+    ) -> _Pixels:
         def vector(*place: int) -> str:
             return operation(one.vector(*place), other.vector(*place))
 
-        return _Pixels(one.heights, cache(vector))
+        return _Pixels(like.heights, cache(vector))
 
-    x11, x12, x21, x22 = (
-        quarter(heights, first, left)
-        for heights, first in ((upper, 0), (lower, middle))
-        for left in (0, middle)
-    )
-    s1 = summed(code.add, x21, x22)._replace(heights=upper)
-    s2 = summed(code.subtract, s1, x11)
-    s3 = summed(code.subtract, x11, x21)._replace(heights=lower)
-    s4 = summed(code.subtract, x12, s2)
-    for factor in (x11, x12, s2, s3, x22, s1, s4):
-        yield from _factors(code, factor)
+    s1 = summed(code.add, x21, x22, like=x11)
+    s2 = summed(code.subtract, s1, x11, like=x11)
+    s3 = summed(code.subtract, x11, x21, like=x21)
+    return [s1, s2, s3, summed(code.subtract, x12, s2, like=x11)]
 
 
 def _laid_out(
@@ -294,20 +309,23 @@ def _laid_out(
     """
     code, level = Code(isa_of(target), workload.dtype), int(config["LEVELS"])
     heights, depth = _heights(pixels, level), workload.Ci >> level
-    _, size = _sizes(workload, config)
+    _, size, _ = _sizes(workload, config)
 
     @cache
     def vector(tile: int, of_tile: int, part: int) -> str:
         pixel = sum(heights[:tile]) + of_tile
         return code.load_at("%x.now", (pixel - row) * workload.Ci + part * depth)
 
-    for number, factor in enumerate(_factors(code, _Pixels(heights, vector))):
+    x = _Pixels(heights, vector)
+    factors = _sums(code, x) if level == 1 else _factors(code, x)
+    for number, factor in enumerate(factors):
         if row < factor.heights[0]:
             address = code.behind("%s.now", number * size)
             code.store(factor.vector(0, row, 0), address)
     phis = [("i32", "%turn", str(depth // code.lanes), "%left")]
     phis += [
-        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", code.lanes)) for name in ("%s", "%x")
+        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", code.lanes))
+        for name in ("%s", "%x")
     ]
     code.loop(phis, before=[], turn=code.lines, after=[])
     return code.function(["ptr %s", "ptr %x"])

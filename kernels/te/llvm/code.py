@@ -173,7 +173,9 @@ class Code:
             "%kind = load i32, ptr %now",
         ]
         for number in range(1, width):
-            value = self.let(f"load i32, ptr {self.let(f'getelementptr i32, ptr %now, i64 {number}')}")
+            value = self.let(
+                f"load i32, ptr {self.let(f'getelementptr i32, ptr %now, i64 {number}')}"
+            )
             self.lines.append(f"%given.{number - 1} = sext i32 {value} to i64")
         self.lines += [
             f"switch i32 %kind, label %done [ {kinds_of} ]",
