@@ -40,10 +40,10 @@ WIDE: tuple[Workload, ...] = (
     Pointwise(N=1, H=9, W=11, Ci=64, Co=80),
     Separable(N=1, Hi=9, Wi=11, C=48, Co=80, stride=1, pad=(1, 1, 1, 1)),
 )
-# Whose halves are whole vectors, too.
+# Whose halves and quarters are whole vectors, too.
 HALVES: tuple[Workload, ...] = (
-    Pointwise(N=1, H=9, W=11, Ci=64, Co=96),
-    Separable(N=1, Hi=9, Wi=11, C=64, Co=96, stride=1, pad=(1, 1, 1, 1)),
+    Pointwise(N=1, H=9, W=11, Ci=64, Co=192),
+    Separable(N=1, Hi=9, Wi=11, C=64, Co=192, stride=1, pad=(1, 1, 1, 1)),
 )
 
 

@@ -52,6 +52,19 @@ class Grid:
         return max(touched) / self.rows
 
 
+def task_pixels(workload: Pointwise, config: Config) -> int:
+    """Pixels of a task but the last: CHUNK tiles.
+
+    Where a tile is several of BLOCK_P pixels, as LEVELS says, tasks are nearly even.
+    """
+    together = 1 << int(config.get("LEVELS", 0))
+    pixels = int(config["CHUNK"]) * int(config["BLOCK_P"]) * together
+    if together > 1:
+        tasks = blocks(workload.pixels, pixels)
+        pixels = blocks(workload.pixels, tasks * together) * together
+    return pixels
+
+
 def grids(workload: Workload, config: Config) -> tuple[Grid, ...]:
     """The loops of the kernel for CPUs that `config` is for."""
 
@@ -67,7 +80,7 @@ def grids(workload: Workload, config: Config) -> tuple[Grid, ...]:
             columns = blocks(workload.C, knob("BLOCK_C"))
             return (Grid(rows=rows, columns=columns, whole=False),)
         case Pointwise():
-            rows = blocks(workload.pixels, knob("BLOCK_P") * knob("CHUNK"))
+            rows = blocks(workload.pixels, task_pixels(workload, config))
             columns = int(config.get("PARTS", blocks(workload.Co, knob("BLOCK_CO"))))
             return (Grid(rows=rows, columns=columns, whole=True),)
         case Separable():

@@ -24,6 +24,7 @@ from kernels.te.avx import product
 from kernels.te.avx.product import Task
 from kernels.te.llvm.code import isa_of
 from kernels.te.llvm.script import parallel
+from kernels.te.tasks import task_pixels
 from kernels.te.tile import divisors, on_cpu, spread
 from kernels.workload import Pointwise, Workload
 from targets.target import Target
@@ -61,44 +62,39 @@ def in_tasks(
 ) -> Space:
     """The space of these knobs of tiles and CHUNK and PARTS.
 
-    factors  what is multiplied at once, by LEVELS: 2**LEVELS tiles of its pixels are always
-             together, and tasks share its channels
+    factors  what is multiplied at once, by LEVELS, or 0: tasks share its channels
     """
-    by_name = {knob.name: knob for knob in knobs}
-    tall, wide = by_name["BLOCK_P"], by_name["BLOCK_CO"]
-    usual = int(by_name["LEVELS"].default) if "LEVELS" in by_name else 0
-    heights = {int(rows) << level: 1 << level for rows in tall.choices for level in factors}
-    chunks = {
-        height: tuple(
-            chunk
-            for chunk in _chunks(blocks(workload.pixels, height))
-            if (workload.pixels - 1) % (height * chunk) + 1 >= together
-        )
-        for height, together in heights.items()
-    }
+    defaults = {knob.name: knob.default for knob in knobs}
+    rows = next(knob.choices for knob in knobs if knob.name == "BLOCK_P")
+    heights = {int(row) << level for row in rows for level in factors}
+    chunks = {height: _chunks(blocks(workload.pixels, height)) for height in heights}
 
-    def of(config: Config) -> tuple[int, ...]:
-        return chunks[int(config["BLOCK_P"]) << int(config.get("LEVELS", 0))]
+    def high(config: Config) -> int:
+        return int(config["BLOCK_P"]) << int(config.get("LEVELS", 0))
 
-    default = chunks[int(tall.default) << usual]
-    parts = product.parts(factors[usual])
-    columns = blocks(factors[usual].Co, int(wide.default))
+    def last_is_a_tile(config: Config) -> bool:
+        last = (workload.pixels - 1) % task_pixels(workload, config) + 1
+        return last >> int(config.get("LEVELS", 0)) > 0
+
+    usual, factor = high(defaults), factors[int(defaults.get("LEVELS", 0))]
+    parts, columns = product.parts(factor), blocks(factor.Co, int(defaults["BLOCK_CO"]))
     split = max(count for count in parts if columns % count == 0)
-    most = blocks(workload.pixels, int(tall.default) << usual) * split // TASKS
-    shared = [chunk for chunk in default if chunk <= most]
+    most = blocks(workload.pixels, usual) * split // TASKS
+    shared = [chunk for chunk in chunks[usual] if chunk <= most]
     return Space(
         knobs=(
             *knobs,
             Knob(
                 "CHUNK",
                 tuple(sorted(set().union(*chunks.values()))),
-                max(shared, default=default[0]),
+                max(shared, default=chunks[usual][0]),
             ),
             Knob("PARTS", parts, split),
         ),
         constraints=(
             *constraints,
-            Constraint("even chunks", lambda c: c["CHUNK"] in of(c)),
+            Constraint("even chunks", lambda c: c["CHUNK"] in chunks[high(c)]),
+            Constraint("no low rest", last_is_a_tile),
             product.whole_parts(factors),
         ),
     )
@@ -114,9 +110,7 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
     codes: dict[str, str] = {}
     calls = partial(product.calls, workload, config, target, codes)
-    pixels = int(config["CHUNK"]) * int(config["BLOCK_P"])
-    shapes = product.shapes(workload, config)
-    return scheduled(workload, config, codes, calls, shapes, pixels=pixels)
+    return scheduled(workload, config, codes, calls, product.shapes(workload, config))
 
 
 def scheduled(
@@ -126,16 +120,14 @@ def scheduled(
     calls: Callable[[Task], str],
     shapes: Mapping[str, Sequence[int]],
     *,
-    pixels: int,
     buffers: str = "",
 ) -> IRModule:
     """That function, whose tasks are made of such calls.
 
     shapes   of wt and bias
-    pixels   of a task
     buffers  statements: what the calls need of their own
     """
-    P, parts = workload.pixels, int(config["PARTS"])
+    P, parts, pixels = workload.pixels, int(config["PARTS"]), task_pixels(workload, config)
     last, left = divmod(P - 1, pixels)
     following = f"T.min((vh + 1) * {pixels}, {max(0, P - pixels)}) * {workload.Ci} + {{offset}}"
     whole, rest = (

@@ -3,9 +3,9 @@
 Maths   y[p,co] = act(bias[co] + sum_ci x[p,ci] * wt[ci,co]), p a pixel of the batch
 Shapes  x (P,Ci)  y (P,Co)  wt, bias as `kernels.te.avx.strassen` packs them
 Types   float32.
-Tiling  That of `kernels.te.avx.strassen`. A task has CHUNK rows of register tiles, two by two, and
-        one of PARTS of either half of the output channels; it makes all sums that it needs.
-Limits  Ci and Co are two whole vectors or a multiple of them; two pixels or more.
+Tiling  That of `kernels.te.avx.strassen`. A task has CHUNK rows of tiles, and one of PARTS of each
+        of their parts of the output channels; it makes all sums that it needs.
+Limits  Those of `kernels.te.avx.strassen`.
 Source  that of `kernels.te.avx.strassen`.
 """
 
@@ -16,8 +16,9 @@ from functools import partial
 from tvm.ir import IRModule
 
 from kernels.reference import Array
-from kernels.space import Config, Space, blocks
+from kernels.space import Config, Space
 from kernels.te.avx import pointwise, strassen
+from kernels.te.tasks import task_pixels
 from kernels.workload import Pointwise, Workload
 from targets.target import Target
 
@@ -31,7 +32,7 @@ def supports(workload: Workload, target: Target) -> bool:
 
 
 def space(workload: Pointwise, target: Target) -> Space:
-    """Register tiles, and how many of them a task has, an even number."""
+    """Tiles, and how many of them a task has."""
     parts = strassen.parts(workload, target, workload.pixels)
     return pointwise.in_tasks(workload, parts, *strassen.knobs(parts, target))
 
@@ -41,13 +42,8 @@ def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     codes: dict[str, str] = {}
     calls = partial(strassen.calls, workload, config, target, codes)
     shapes = strassen.shapes(workload, config)
-    together = 1 << int(config["LEVELS"])
-    tasks = blocks(workload.pixels, int(config["CHUNK"]) * int(config["BLOCK_P"]) * together)
-    pixels = blocks(workload.pixels, tasks * together) * together
-    buffers = strassen.buffers(workload, config, pixels)
-    return pointwise.scheduled(
-        workload, config, codes, calls, shapes, pixels=pixels, buffers=buffers
-    )
+    buffers = strassen.buffers(workload, config, task_pixels(workload, config))
+    return pointwise.scheduled(workload, config, codes, calls, shapes, buffers=buffers)
 
 
 def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:

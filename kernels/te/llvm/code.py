@@ -150,10 +150,10 @@ class Code:
         self.lines.append(f"store {self.vector} {value}, ptr {pointer}, align {self.item_bytes}")
 
     def steps(self, steps: Sequence[Sequence[int]], kinds: Sequence[Sequence[str]]) -> None:
-        """Be the lines of one kind of step after the other, in any order and as often as it takes.
+        """Go on with step after step, each the lines of its kind.
 
-        steps  the number of its kind, and the numbers that it is called with, `%given.0` and so on
-        kinds  lines of each, the first a label `kind.` and its number; they go on at %step
+        steps  the number of its kind, and the numbers that these see as `%given.0` and so on
+        kinds  lines of each; the first is a label, `kind.` and its number
         """
         width = max(map(len, steps))
         rows = [[*step, *[0] * (width - len(step))] for step in [*steps, [len(kinds)]]]
@@ -161,7 +161,7 @@ class Code:
         table = f"[{len(rows) * width} x i32]"
         name = f"@steps_{hashlib.sha256(values.encode()).hexdigest()[:16]}"
         self.constants.append(f"{name} = private constant {table} [ {values} ]")
-        kinds_of = " ".join(f"i32 {number}, label %kind.{number}" for number in range(len(kinds)))
+        labels = " ".join(f"i32 {number}, label %kind.{number}" for number in range(len(kinds)))
         self.lines += [
             "%place = alloca ptr",
             f"store ptr {name}, ptr %place",
@@ -173,12 +173,11 @@ class Code:
             "%kind = load i32, ptr %now",
         ]
         for number in range(1, width):
-            value = self.let(
-                f"load i32, ptr {self.let(f'getelementptr i32, ptr %now, i64 {number}')}"
-            )
+            address = self.let(f"getelementptr i32, ptr %now, i64 {number}")
+            value = self.let(f"load i32, ptr {address}")
             self.lines.append(f"%given.{number - 1} = sext i32 {value} to i64")
         self.lines += [
-            f"switch i32 %kind, label %done [ {kinds_of} ]",
+            f"switch i32 %kind, label %done [ {labels} ]",
             *(line for lines in kinds for line in (*lines, "br label %step")),
             "done:",
         ]

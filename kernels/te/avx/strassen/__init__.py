@@ -13,17 +13,17 @@ Maths   Pixels, their channels and the channels of the output are cut in two,
             u = u + s2 t2     v   = u + s3 t3     y21 = v + x22 t4
             w = s1 t1         y22 = v + w         y12 = u + w + s4 wt22
         Each product is made in the same way of products of its own halves, LEVELS times in all.
-Shapes  with Q = 2**LEVELS  wt (Co/Q/BLOCK_CO,Q*Ci,BLOCK_CO), of each block those of wt11, wt21,
-        wt22 and t2, which wt12 is not needed beside; bias (Co/Q/BLOCK_CO,Q*BLOCK_CO)
+Shapes  with Q = 2**LEVELS  wt (Co/Q/BLOCK_CO,Q*Ci,BLOCK_CO), a block of each of wt11, wt21, wt22
+        and t2 one after the other, in place of wt12; bias (Co/Q/BLOCK_CO,Q*BLOCK_CO)
 Tiling  A tile is Q of `kernels.te.avx.product` of pixels, one above the other, and Q of channels,
         Co/Q apart: a loop for each of 7**LEVELS products, over Ci/Q channels of the input. A task
-        first lays all factors of its pixels out by products. Those of weights are as many loads
-        and subtractions in the loop, which waits for neither: so they need no memory. What waits
-        for a later loop is in L1.
+        first makes the sums of all its pixels, and lays them out by products. Those of weights are
+        made in the loop, of up to 2**LEVELS loads: it does not wait for them, and they take no
+        room in L2 or L3.
         Of an odd number of pixels the last one above has none below it: sums see its neighbour's
         there, and nothing of it is left in y.
-Errors  Sums of both signs round more: errors are up to twice those of one sum over all channels
-        for each level, and within `kernels.tolerance` like those.
+Errors  Sums of both signs round more: for each level errors are up to twice as large, and within
+        `kernels.tolerance` like those of one sum over all channels.
 Limits  Ci and Co are Q whole vectors or a multiple of them; Q pixels a task or more.
 Source  Strassen, "Gaussian Elimination is not Optimal", 1969, in the form of Winograd, 1971, with
         one factor in the basis of Karstadt and Schwartz, "Matrix Multiplication, a Little Faster",
@@ -33,25 +33,25 @@ Source  Strassen, "Gaussian Elimination is not Optimal", 1969, in the form of Wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cache
 from itertools import groupby
-from typing import NamedTuple
 
 import numpy as np
 
 from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, blocks
-from kernels.te.avx import product, strassen_tile
+from kernels.te.avx import product
 from kernels.te.avx.product import Run, Task
-from kernels.te.avx.strassen_tile import PRODUCTS, Tile, halves
+from kernels.te.avx.strassen import pixels, tile
+from kernels.te.avx.strassen.steps import PRODUCTS, Tile
 from kernels.te.llvm.code import Code, isa_of
 from kernels.te.tile import LINE_BYTES, pad_last
 from kernels.workload import ITEM_BYTES, Pointwise
 from targets.target import Target
 
 MOST_LEVELS = 2
+EIGHT = 8  # products without them
 SUMS = 4  # of pixels
 BUFFER = 's = T.sblock_alloc_buffer(({elements},), "{dtype}")\n'
 LAY_OUT = """
@@ -84,7 +84,8 @@ def parts(workload: Pointwise, target: Target, pixels: int) -> dict[int, Pointwi
 
 def saved(workload: Pointwise) -> int:
     """Operations of the sums that these products do without at best; a multiply-add is two."""
-    return 2 * workload.macs * (8**MOST_LEVELS - PRODUCTS**MOST_LEVELS) // 8**MOST_LEVELS
+    needed: int = workload.macs * PRODUCTS**MOST_LEVELS // EIGHT**MOST_LEVELS
+    return 2 * (workload.macs - needed)
 
 
 def knobs(
@@ -98,6 +99,9 @@ def knobs(
     usual = min(parts)
     rows, columns = tiles[usual][0]
 
+    def high(config: Config) -> bool:
+        return int(config["BLOCK_P"]) > 1 or parts[int(config["LEVELS"])].pixels == 1
+
     def whole(config: Config) -> bool:
         return (config["BLOCK_P"], config["BLOCK_CO"]) in tiles[int(config["LEVELS"])]
 
@@ -110,7 +114,7 @@ def knobs(
         ),
         (
             Constraint("register tile", whole),
-            Constraint("no low tiles", lambda c: int(c["BLOCK_P"]) > 1),
+            Constraint("no low tiles", high),
         ),
     )
 
@@ -163,9 +167,17 @@ def calls(
     down = _tiles(task.pixels, int(config["BLOCK_P"]) << level, 1 << level)
     laid_out = []
     for tiles in down:
+        heights = pixels.heights_of(tiles.size, level)
         made = [
-            _laid_out(workload, config, target, tiles.size, number)
-            for number in range(blocks(tiles.size, 1 << level))
+            pixels.row_laid_out(
+                Code(isa_of(target), workload.dtype),
+                heights,
+                number,
+                pixel=workload.Ci,
+                depth=workload.Ci >> level,
+                factor=factor,
+            )
+            for number in range(heights[0])
         ]
         for (name, codes[name]), alike in groupby(enumerate(made), lambda item: item[1]):
             first, *others = (number for number, _ in alike)
@@ -180,12 +192,12 @@ def calls(
                 )
             )
 
-    def code(pixels: Run, across: Run, ahead: int) -> tuple[str, str]:
+    def code(down: Run, across: Run, ahead: int) -> tuple[str, str]:
         code = Code(isa_of(target), workload.dtype)
-        return strassen_tile.coded(
+        return tile.coded(
             code,
             Tile(
-                heights=_heights(pixels.size, level),
+                heights=pixels.heights_of(down.size, level),
                 vectors=across.size // code.lanes,
                 depth=workload.Ci >> level,
                 x=workload.Ci,
@@ -224,7 +236,7 @@ def _sizes(workload: Pointwise, config: Config) -> tuple[int, int, int]:
 
 
 def _tiles(pixels: int, rows: int, register_tiles: int) -> list[Run]:
-    """So many rows at most; but in the last all register tiles are equally high."""
+    """Of so many rows at most; but in the last one all register tiles are equally high."""
     count, left = blocks(pixels, rows), pixels % register_tiles
     runs = [
         Run(run.start, run.stop, run.size * register_tiles, f"({run.first}) * {register_tiles}")
@@ -237,95 +249,3 @@ def _tiles(pixels: int, rows: int, register_tiles: int) -> list[Run]:
             last._replace(start=count - 1, size=last.size + left),
         ]
     return runs
-
-
-def _heights(pixels: int, level: int) -> tuple[int, ...]:
-    """Of a tile's register tiles, from above; none has more rows than its like in a half above."""
-    if not level:
-        return (pixels,)
-    upper = blocks(pixels, 2)
-    return (*_heights(upper, level - 1), *_heights(pixels - upper, level - 1))
-
-
-class _Pixels(NamedTuple):
-    """A matrix of them: what names a vector, by register tile, row of it and part of the channels."""
-
-    heights: tuple[int, ...]
-    vector: Callable[[int, int, int], str]
-
-
-def _factors(code: Code, x: _Pixels) -> Iterator[_Pixels]:
-    """Those of all products, one after the other."""
-    if len(x.heights) == 1:
-        yield x
-        return
-    x11, x12, _, x22 = _quarters(x)
-    s1, s2, s3, s4 = _sums(code, x)
-    for factor in (x11, x12, s2, s3, x22, s1, s4):
-        yield from _factors(code, factor)
-
-
-def _quarters(x: _Pixels) -> list[_Pixels]:
-    middle = len(x.heights) // 2
-
-    def quarter(heights: tuple[int, ...], first: int, left: int) -> _Pixels:
-        def vector(tile: int, row: int, part: int) -> str:
-            return x.vector(first + tile, min(row, heights[tile] - 1), left + part)
-
-        return _Pixels(heights, vector)
-
-    return [
-        quarter(heights, first, left)
-        for heights, first in zip(halves(x.heights), (0, middle), strict=True)
-        for left in (0, middle)
-    ]
-
-
-def _sums(code: Code, x: _Pixels) -> list[_Pixels]:
-    """s1 to s4."""
-    x11, x12, x21, x22 = _quarters(x)
-
-    def summed(
-        operation: Callable[[str, str], str], one: _Pixels, other: _Pixels, like: _Pixels
-    ) -> _Pixels:
-        def vector(*place: int) -> str:
-            return operation(one.vector(*place), other.vector(*place))
-
-        return _Pixels(like.heights, cache(vector))
-
-    s1 = summed(code.add, x21, x22, like=x11)
-    s2 = summed(code.subtract, s1, x11, like=x11)
-    s3 = summed(code.subtract, x11, x21, like=x21)
-    return [s1, s2, s3, summed(code.subtract, x12, s2, like=x11)]
-
-
-def _laid_out(
-    workload: Pointwise, config: Config, target: Target, pixels: int, row: int
-) -> tuple[str, str]:
-    """Name and code of `int (s, x)`, which lays out a row of the factors of so many pixels.
-
-    s  (7**LEVELS,BLOCK_P,row), where the row begins in the first of them
-    x  the pixel with the row's number
-    """
-    code, level = Code(isa_of(target), workload.dtype), int(config["LEVELS"])
-    heights, depth = _heights(pixels, level), workload.Ci >> level
-    _, size, _ = _sizes(workload, config)
-
-    @cache
-    def vector(tile: int, of_tile: int, part: int) -> str:
-        pixel = sum(heights[:tile]) + of_tile
-        return code.load_at("%x.now", (pixel - row) * workload.Ci + part * depth)
-
-    x = _Pixels(heights, vector)
-    factors = _sums(code, x) if level == 1 else _factors(code, x)
-    for number, factor in enumerate(factors):
-        if row < factor.heights[0]:
-            address = code.behind("%s.now", number * size)
-            code.store(factor.vector(0, row, 0), address)
-    phis = [("i32", "%turn", str(depth // code.lanes), "%left")]
-    phis += [
-        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", code.lanes))
-        for name in ("%s", "%x")
-    ]
-    code.loop(phis, before=[], turn=code.lines, after=[])
-    return code.function(["ptr %s", "ptr %x"])
