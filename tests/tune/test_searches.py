@@ -90,6 +90,51 @@ def test_two_layers_in_one_wait_for_the_two() -> None:
     assert next_one(alone) is alone  # where nobody searches the two
 
 
+def test_a_rival_of_a_quieter_day_is_measured_anew() -> None:
+    """Or what is slow today by itself would seem worse than what was measured then."""
+    depthwise, pointwise = (layer.workload for layer in SMALL.layers[1:3])
+    together = Separable.of(depthwise, pointwise)
+    assert together is not None
+
+    def search(workload: Workload, kernel: str, *times: float | None, old: bool = True) -> Search:
+        return Search(
+            workload=workload,
+            kernel=kernel,
+            open=kernel == "te.separable",
+            old=old,
+            weight=1.0,
+            space=Space(knobs=(Knob("A", tuple(range(9)), 0),), constraints=()),
+            size=9,
+            seeds=[{"A": 8}],
+            history=[({"A": number}, time_s) for number, time_s in enumerate(times)],
+        )
+
+    fused = search(together, "te.separable", old=False)
+    rivals = [
+        search(together, "te.pointwise", 4e-4, None, 3e-4),
+        search(depthwise, "te.pointwise", 2e-4),
+        search(pointwise, "te.pointwise", 1e-4, old=False),
+    ]
+    asked = batch([fused, *rivals], 1e11, 96, 0.001, at_once=1)
+    found = [(entry.workload, entry.kernel, entry.config["A"]) for entry in asked]
+    assert found == [
+        (together, "te.pointwise", 2),
+        (depthwise, "te.pointwise", 0),
+        (together, "te.separable", 8),
+    ]
+    assert len(batch([fused, *rivals], 1e11, 96, 0.001, at_once=1, left=1)) == 2
+
+    rivals[0].learn({"A": 0}, 9e-4)  # not the fastest: it tells of itself alone
+    assert rivals[0].best_s() == 3e-4
+    rivals[0].learn({"A": 2}, 6e-4)
+    assert [time_s for _, time_s in rivals[0].history] == [8e-4, None, 6e-4, 18e-4, 6e-4]
+    rivals[1].learn({"A": 0}, None)
+    assert rivals[1].best_s() == 2e-4
+    assert [entry.kernel for entry in batch([fused, *rivals], 1e11, 96, 0.001, at_once=1)] == [
+        "te.separable"
+    ]
+
+
 def test_builders_that_would_be_idle_work_for_the_next_searches() -> None:
     searches = [
         Search(

@@ -29,11 +29,13 @@ class Search:
     """The state of the search for one workload with one kernel.
 
     open  whether it may go on
+    old   whether what it knows was measured so long ago that the machine may be another's by now
     """
 
     workload: Workload
     kernel: str
     open: bool = True
+    old: bool = False
     weight: float
     space: Space
     size: int
@@ -50,8 +52,23 @@ class Search:
         """Trials before it is compared with others: what won elsewhere, where that is known."""
         return len(self.seeds) or FIRST
 
+    def best(self) -> tuple[float, Config] | None:
+        """Seconds and config of the fastest trial."""
+        times = ((time_s, config) for config, time_s in self.history if time_s is not None)
+        return min(times, key=lambda entry: entry[0], default=None)
+
     def best_s(self) -> float | None:
-        return min((time_s for _, time_s in self.history if time_s is not None), default=None)
+        best = self.best()
+        return best and best[0]
+
+    def learn(self, config: Config, time_s: float | None) -> None:
+        """Know of a trial. The first of the fastest config says what old ones would take now."""
+        best = self.best()
+        if self.old and best and config == best[1]:
+            pace = 1.0 if time_s is None else time_s / best[0]
+            self.history = [(one, then_s and then_s * pace) for one, then_s in self.history]
+            self.old = False
+        self.history.append((config, time_s))
 
 
 def weights(networks: Sequence[Sequence[Layer]], fuses: bool) -> dict[Workload, float]:
@@ -75,11 +92,16 @@ def stage(networks: Sequence[Sequence[Layer]], workload: Workload) -> Sequence[L
 
 
 def searches_of(
-    weights: Mapping[Workload, float], recorder: Recorder, only: Sequence[str] | None
+    weights: Mapping[Workload, float],
+    recorder: Recorder,
+    only: Sequence[str] | None,
+    *,
+    since: str = "",
 ) -> list[Search]:
     """A search for each workload and kernel, with what the log already knows.
 
-    only  the kernels to search, of which others may be rivals; UsageError for unknown ones
+    only   the kernels to search, of which others may be rivals; UsageError for unknown ones
+    since  when trials are not old, UTC, ISO 8601
     """
     check_kernels(only or ())
     target, records = recorder.target, recorder.records
@@ -100,6 +122,7 @@ def searches_of(
                     workload=workload,
                     kernel=name,
                     open=open_,
+                    old=max((record.when for record in known), default=since) < since,
                     weight=weight,
                     space=space,
                     size=sum(1 for _ in space) if open_ else len(history),
@@ -132,6 +155,8 @@ def batch(
 ) -> dict[Entry, Search]:
     """What to measure next, and for which search; nothing when no search is worth its time.
 
+    Of rivals that were measured long ago the fastest is measured anew.
+
     most     trials of one search
     at_once  entries at least, if need be of the several searches that are worth most
     left     trials that may be made in all
@@ -144,14 +169,27 @@ def batch(
         if search is None:
             break
         busy.append(search)
+        entries |= _anew(search.workload, searches)
         first = search.first - search.trials
         count = BATCH if first <= 0 else min(BATCH, first)
-        count = count if left is None else min(count, left - len(entries))
+        count = count if left is None else max(0, min(count, left - len(entries)))
         configs = propose(search.space, search.history, seed=seed, count=count, seeds=search.seeds)
         for config in configs:
             entry = Entry(workload=search.workload, kernel=search.kernel, config=config)
             entries[entry] = search
     return entries
+
+
+def _anew(workload: Workload, searches: Iterable[Search]) -> dict[Entry, Search]:
+    """The fastest config of each old search for the workload, and for both of two in one."""
+    compared = [workload]
+    if isinstance(workload, Separable):
+        compared += [workload.depthwise, workload.pointwise]
+    return {
+        Entry(workload=search.workload, kernel=search.kernel, config=best[1]): search
+        for search in searches
+        if search.old and search.workload in compared and (best := search.best())
+    }
 
 
 def chosen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from kernels.space import Config
@@ -47,6 +48,7 @@ EFFORTS = {
     "max": Effort(trials=1 << 30, worthwhile=0.0),
 }
 FINALS_SHARE = 0.2  # of the budget
+RECENT = timedelta(hours=1)  # a shared machine is another one from hour to hour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,9 @@ def tune(
             records=list(log.records()),
             peak_flops=runner.peak_flops(networks[0][0].workload.dtype),
         )
-        searches = searches_of(weights(networks, runner.fuses), recorder, kernels)
+        exact = site.estimator is not None
+        since = "" if exact else (datetime.now(UTC) - RECENT).isoformat()
+        searches = searches_of(weights(networks, runner.fuses), recorder, kernels, since=since)
 
         def left_s() -> float | None:
             return None if budget_s is None else budget_s - (time.monotonic() - start)
@@ -116,7 +120,6 @@ def tune(
                 left_s=left_s(),
             )
 
-        exact = site.estimator is not None
         finals_s = 0.0 if exact or not finals or budget_s is None else FINALS_SHARE * budget_s
         while trials is None or done < trials:
             left = left_s()
@@ -138,7 +141,7 @@ def tune(
                 search = entries[entry]
                 result = (search.workload, search.kernel, outcome)
                 [record] = recorder.keep("trial", runner.trial, [result])
-                search.history.append((outcome.config, record.time_s))
+                search.learn(outcome.config, record.time_s)
                 done += 1
                 yield progress(record, search)
 
