@@ -29,7 +29,11 @@ from targets.target import Target
 VECTORS = (1, 2, 3, 4)  # of channels a tile
 CHAINS = 8  # sums that hide how long a multiply-add takes
 WORTH_A_TRY = 1.1  # as a multiple of the least cost
-LOOP = (Knob("UNROLL_CI", (2, 4), 2), Knob("PREFETCH", ("none", "weights", "input"), "weights"))
+LOOP = (
+    Knob("UNROLL_CI", (2, 4), 2),
+    Knob("KEEP", ("weights", "pixels"), "weights"),
+    Knob("PREFETCH", ("none", "weights", "input"), "weights"),
+)
 CALL = """
 T.evaluate(
     T.call_extern(
@@ -95,15 +99,8 @@ def knobs(workload: Pointwise, target: Target) -> tuple[tuple[Knob, ...], tuple[
     found = tiles(workload, target)
     rows, columns = found[0]
     tall, wide = (tuple(sorted({tile[axis] for tile in found})) for axis in (0, 1))
-    unroll, prefetch = LOOP
     return (
-        (
-            Knob("BLOCK_P", tall, rows),
-            Knob("BLOCK_CO", wide, columns),
-            unroll,
-            Knob("KEEP", ("weights", "pixels"), "weights"),
-            prefetch,
-        ),
+        (Knob("BLOCK_P", tall, rows), Knob("BLOCK_CO", wide, columns), *LOOP),
         (Constraint("register tile", lambda c: (c["BLOCK_P"], c["BLOCK_CO"]) in found),),
     )
 
@@ -200,6 +197,7 @@ def tiled(
     turns: int,
     depth: int,
     x: str,
+    before: Callable[[Run], str] | None = None,
 ) -> str:
     """Statements that call the code of each tile, in the order that KEEP says.
 
@@ -210,6 +208,7 @@ def tiled(
     turns     of a tile's loops
     depth     rows of a block of weights
     x         arguments of a tile, from its first {pixel} and its number, {tile}
+    before    statements before all tiles of some pixels, which are kept
     """
     columns = int(config["BLOCK_CO"])
     B, T = blocks(channels, columns), down[-1].stop
@@ -247,6 +246,8 @@ def tiled(
         (name, found), *others = left
         for run in found:
             yield f"for {name} in range({run.start}, {run.stop}):"
+            if name == "t" and before:
+                yield indent(before(run), "    ")
             for text in loops(*others, runs=runs | {name: run}):
                 yield indent(text, "    ")
 

@@ -16,10 +16,10 @@ Maths   Pixels, their channels and the channels of the output are cut in two,
 Shapes  with Q = 2**LEVELS  wt (Co/Q/BLOCK_CO,Q*Ci,BLOCK_CO), a block of each of wt11, wt21, wt22
         and t2 one after the other, in place of wt12; bias (Co/Q/BLOCK_CO,Q*BLOCK_CO)
 Tiling  A tile is Q of `kernels.te.avx.product` of pixels, one above the other, and Q of channels,
-        Co/Q apart: a loop for each of 7**LEVELS products, over Ci/Q channels of the input. A task
-        first makes the sums of all its pixels, and lays them out by products. Those of weights are
-        made in the loop, of up to 2**LEVELS loads: it does not wait for them, and they take no
-        room in L2 or L3.
+        Co/Q apart: a loop for each of 7**LEVELS products, over Ci/Q channels of the input. Sums of
+        pixels are made first, and laid out by products: those of all pixels of the task, or, where
+        KEEP is pixels, of a tile. Those of weights are made in the loop, of up to 2**LEVELS loads:
+        it does not wait for them, and they take no room in L2 or L3.
         Of an odd number of pixels the last one above has none below it: sums see its neighbour's
         there, and nothing of it is left in y.
 Errors  Sums of both signs round more: for each level errors are up to twice as large, and within
@@ -36,6 +36,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
+from textwrap import indent
 
 import numpy as np
 
@@ -51,13 +52,13 @@ from kernels.workload import ITEM_BYTES, Pointwise
 from targets.target import Target
 
 MOST_LEVELS = 2
+DEEP = 64  # channels of a product, fewer of which would not be worth another level
 EIGHT = 8  # products without them
 SUMS = 4  # of pixels
 BUFFER = 's = T.sblock_alloc_buffer(({elements},), "{dtype}")\n'
 LAY_OUT = """
-for t in range({tiles.start}, {tiles.stop}):
-    for r in range({first}, {stop}):
-        T.evaluate(T.call_extern("int32", "{name}", {s}, {x}))
+for r in range({first}, {stop}):
+    T.evaluate(T.call_extern("int32", "{name}", {s}, {x}))
 """
 
 
@@ -91,12 +92,12 @@ def saved(workload: Pointwise) -> int:
 def knobs(
     parts: Mapping[int, Pointwise], target: Target
 ) -> tuple[tuple[Knob, ...], tuple[Constraint, ...]]:
-    """LEVELS, and what a product of these has but KEEP: it is weights."""
+    """LEVELS, and what a product of these has."""
     tiles = {level: product.tiles(part, target) for level, part in parts.items()}
     tall, wide = (
         tuple(sorted({tile[axis] for found in tiles.values() for tile in found})) for axis in (0, 1)
     )
-    usual = min(parts)
+    usual = max((level for level, part in parts.items() if part.Ci >= DEEP), default=min(parts))
     rows, columns = tiles[usual][0]
 
     def high(config: Config) -> bool:
@@ -148,8 +149,9 @@ def _basis(wt: Array, level: int) -> Iterator[Array]:
 
 
 def buffers(workload: Pointwise, config: Config, pixels: int) -> str:
-    """Statements: room for the factors of so many pixels."""
-    tiles = blocks(pixels, int(config["BLOCK_P"]) << int(config["LEVELS"]))
+    """Statements: room for the factors of so many pixels, or of a tile's, if these are kept."""
+    rows = int(config["BLOCK_P"]) << int(config["LEVELS"])
+    tiles = blocks(pixels, rows) if config["KEEP"] == "weights" else 1
     *_, elements = _sizes(workload, config)
     return BUFFER.format(elements=tiles * elements, dtype=workload.dtype)
 
@@ -161,12 +163,15 @@ def calls(
     codes: dict[str, str],
     task: Task,
 ) -> str:
-    """Statements as those of `product.calls`, behind those that lay out the factors."""
+    """Statements as those of `product.calls`, and before them those that lay out the factors."""
     level, columns, unrolled = (int(config[name]) for name in ("LEVELS", "BLOCK_CO", "UNROLL_CI"))
     row, factor, all_factors = _sizes(workload, config)
     down = _tiles(task.pixels, int(config["BLOCK_P"]) << level, 1 << level)
-    laid_out = []
-    for tiles in down:
+    keep_weights = config["KEEP"] == "weights"
+    s = f"{{tile}} * {all_factors}" if keep_weights else "0"
+
+    def lay_out(tiles: Run) -> str:
+        """Of tile t of these."""
         heights = pixels.heights_of(tiles.size, level)
         made = [
             pixels.row_laid_out(
@@ -179,18 +184,19 @@ def calls(
             )
             for number in range(heights[0])
         ]
+        statements = []
         for (name, codes[name]), alike in groupby(enumerate(made), lambda item: item[1]):
             first, *others = (number for number, _ in alike)
-            laid_out.append(
+            statements.append(
                 LAY_OUT.strip().format(
-                    tiles=tiles,
                     first=first,
                     stop=first + len(others) + 1,
                     name=name,
-                    s=f's.access_ptr("w", offset=t * {all_factors} + r * {row})',
+                    s=f's.access_ptr("w", offset={s.format(tile="t")} + r * {row})',
                     x=task.x.format(pixel=f"{tiles.first} + r"),
                 )
             )
+        return "\n".join(statements)
 
     def code(down: Run, across: Run, ahead: int) -> tuple[str, str]:
         code = Code(isa_of(target), workload.dtype)
@@ -211,7 +217,7 @@ def calls(
         )
 
     multiplied = product.tiled(
-        {**config, "KEEP": "weights"},
+        config,
         codes,
         code,
         task,
@@ -219,7 +225,13 @@ def calls(
         channels=(workload.Co >> level) // task.parts,
         turns=PRODUCTS**level * (workload.Ci >> level) // unrolled,
         depth=workload.Ci << level,
-        x=f'{task.x}, s.access_ptr("r", offset={{tile}} * {all_factors})',
+        x=f'{task.x}, s.access_ptr("r", offset={s})',
+        before=None if keep_weights else lay_out,
+    )
+    if not keep_weights:
+        return multiplied
+    laid_out = (
+        f"for t in range({run.start}, {run.stop}):\n{indent(lay_out(run), ' ' * 4)}" for run in down
     )
     return "\n".join([*laid_out, multiplied])
 
