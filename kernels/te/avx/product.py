@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 from kernels.space import Config, Constraint, Knob, blocks
 from kernels.te.llvm.code import Code, isa_of, looped
-from kernels.te.tile import LINE_BYTES
 from kernels.workload import Pointwise
 from targets.target import Target
 
@@ -340,9 +339,7 @@ def multiplied(
     x, wt, following = names
     now = {(row, vector): f"%sum{number}{row}.{vector}" for row, vector in sums}
     phis = [(code.vector, now[cell], start) for cell, start in sums.items()]
-    line = LINE_BYTES // code.item_bytes
-    for count in range(blocks(ahead, line)):
-        code.prefetch(code.behind(following, count * line))
+    code.ask(following, ahead)
     if ahead:
         following = code.behind(following, ahead)
     for _ in range(unrolled):

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from kernels.te.tile import LINE_BYTES
 from targets.target import DTYPE_BITS, Target
 
 
@@ -94,9 +95,11 @@ class Code:
         """The bytes of so many elements in a register, a number that LLVM does not know."""
         return self.let(f'call i64 asm "", "=r,0"(i64 {elements * self.item_bytes})')
 
-    def prefetch(self, pointer: str) -> None:
-        """Ask for the cache line that it points to, in L2."""
-        self.lines.append(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 2, i32 1)")
+    def ask(self, pointer: str, elements: int) -> None:
+        """Ask for the cache lines of so many elements, to be in L2."""
+        for first in range(0, elements * self.item_bytes, LINE_BYTES):
+            address = self.behind(pointer, first // self.item_bytes)
+            self.lines.append(f"call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 2, i32 1)")
 
     def advance(self, pointer: str, distance: str) -> str:
         """The address so many bytes further on."""

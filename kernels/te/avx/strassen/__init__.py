@@ -58,7 +58,7 @@ SUMS = 4  # of pixels
 BUFFER = 's = T.sblock_alloc_buffer(({elements},), "{dtype}")\n'
 LAY_OUT = """
 for r in range({first}, {stop}):
-    T.evaluate(T.call_extern("int32", "{name}", {s}, {x}))
+    T.evaluate(T.call_extern("int32", "{name}", {s}, {x}, {next}))
 """
 
 
@@ -165,22 +165,29 @@ def calls(
 ) -> str:
     """Statements as those of `product.calls`, and before them those that lay out the factors."""
     level, columns, unrolled = (int(config[name]) for name in ("LEVELS", "BLOCK_CO", "UNROLL_CI"))
+    lanes = isa_of(target).lanes(workload.dtype)
     row, factor, all_factors = _sizes(workload, config)
     down = _tiles(task.pixels, int(config["BLOCK_P"]) << level, 1 << level)
     keep_weights = config["KEEP"] == "weights"
     s = f"{{tile}} * {all_factors}" if keep_weights else "0"
 
+    channels, block = (workload.Co >> level) // task.parts, (workload.Ci << level) * columns
+
     def lay_out(tiles: Run) -> str:
-        """Of tile t of these."""
-        heights = pixels.heights_of(tiles.size, level)
+        """Of tile t of these, and ask for the first block of weights meanwhile."""
+        heights, depth = pixels.heights_of(tiles.size, level), workload.Ci >> level
+        ahead = blocks(block, heights[0] * depth // lanes) if config["PREFETCH"] == "weights" else 0
+        asked = depth // lanes * ahead
+        first_block = f"{task.part} * {blocks(channels, columns) * block}"
         made = [
             pixels.row_laid_out(
                 Code(isa_of(target), workload.dtype),
                 heights,
                 number,
                 pixel=workload.Ci,
-                depth=workload.Ci >> level,
+                depth=depth,
                 factor=factor,
+                ahead=ahead,
             )
             for number in range(heights[0])
         ]
@@ -194,6 +201,7 @@ def calls(
                     name=name,
                     s=f's.access_ptr("w", offset={s.format(tile="t")} + r * {row})',
                     x=task.x.format(pixel=f"{tiles.first} + r"),
+                    next=f'wt.access_ptr("r", offset={first_block} + r * {asked})',
                 )
             )
         return "\n".join(statements)
@@ -222,7 +230,7 @@ def calls(
         code,
         task,
         down=down,
-        channels=(workload.Co >> level) // task.parts,
+        channels=channels,
         turns=PRODUCTS**level * (workload.Ci >> level) // unrolled,
         depth=workload.Ci << level,
         x=f'{task.x}, s.access_ptr("r", offset={s})',

@@ -76,9 +76,16 @@ def _sums(code: Code, x: Pixels) -> list[Pixels]:
 
 
 def row_laid_out(
-    code: Code, heights: tuple[int, ...], row: int, *, pixel: int, depth: int, factor: int
+    code: Code,
+    heights: tuple[int, ...],
+    row: int,
+    *,
+    pixel: int,
+    depth: int,
+    factor: int,
+    ahead: int,
 ) -> tuple[str, str]:
-    """Name and code of `int (s, x)`, which lays out that row of each factor of a tile's pixels.
+    """Name and code of `int (s, x, next)`, which lays out that row of all factors of a tile.
 
     With one level only s1 to s4: the other factors are blocks of x.
 
@@ -87,6 +94,7 @@ def row_laid_out(
     pixel   elements from one to the next
     depth   channels of a factor
     factor  elements from one to the next
+    ahead   elements from `next` on that each vector of channels asks for
     """
 
     @cache
@@ -99,10 +107,12 @@ def row_laid_out(
         if row < laid_out.heights[0]:
             address = code.behind("%s.now", number * factor)
             code.store(laid_out.vector(0, row, 0), address)
+    code.ask("%next.now", ahead)
+    steps = {"%s": code.lanes, "%x": code.lanes, "%next": ahead}
     phis = [("i32", "%turn", str(depth // code.lanes), "%left")]
     phis += [
-        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", code.lanes))
-        for name in ("%s", "%x")
+        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", step))
+        for name, step in steps.items()
     ]
     code.loop(phis, before=[], turn=code.lines, after=[])
-    return code.function(["ptr %s", "ptr %x"])
+    return code.function([f"ptr {name}" for name in steps])
