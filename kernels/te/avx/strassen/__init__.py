@@ -44,7 +44,8 @@ from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, blocks
 from kernels.te.avx import product
 from kernels.te.avx.product import Run, Task
-from kernels.te.avx.strassen import pixels, tile
+from kernels.te.avx.strassen import tile
+from kernels.te.avx.strassen.pixels import heights_of, row_laid_out
 from kernels.te.avx.strassen.steps import PRODUCTS, Tile
 from kernels.te.llvm.code import Code, isa_of
 from kernels.te.tile import LINE_BYTES, pad_last
@@ -57,7 +58,7 @@ EIGHT = 8  # products without them
 SUMS = 4  # of pixels
 BUFFER = 's = T.sblock_alloc_buffer(({elements},), "{dtype}")\n'
 LAY_OUT = """
-for r in range({first}, {stop}):
+for r in range({start}, {stop}):
     T.evaluate(T.call_extern("int32", "{name}", {s}, {x}, {next}))
 """
 
@@ -164,59 +165,25 @@ def calls(
     task: Task,
 ) -> str:
     """Statements as those of `product.calls`, and before them those that lay out the factors."""
-    level, columns, unrolled = (int(config[name]) for name in ("LEVELS", "BLOCK_CO", "UNROLL_CI"))
-    lanes = isa_of(target).lanes(workload.dtype)
-    row, factor, all_factors = _sizes(workload, config)
+    level, unrolled = int(config["LEVELS"]), int(config["UNROLL_CI"])
+    row, factor, together = _sizes(workload, config)
     down = _tiles(task.pixels, int(config["BLOCK_P"]) << level, 1 << level)
-    keep_weights = config["KEEP"] == "weights"
-    s = f"{{tile}} * {all_factors}" if keep_weights else "0"
+    s = f"{{tile}} * {together}" if config["KEEP"] == "weights" else "0"
 
-    channels, block = (workload.Co >> level) // task.parts, (workload.Ci << level) * columns
+    def lay_out(run: Run) -> str:
+        return _lay_out(workload, config, target, codes, task, run, s.format(tile="t"))
 
-    def lay_out(tiles: Run) -> str:
-        """Of tile t of these, and ask for the first block of weights meanwhile."""
-        heights, depth = pixels.heights_of(tiles.size, level), workload.Ci >> level
-        ahead = blocks(block, heights[0] * depth // lanes) if config["PREFETCH"] == "weights" else 0
-        asked = depth // lanes * ahead
-        first_block = f"{task.part} * {blocks(channels, columns) * block}"
-        made = [
-            pixels.row_laid_out(
-                Code(isa_of(target), workload.dtype),
-                heights,
-                number,
-                pixel=workload.Ci,
-                depth=depth,
-                factor=factor,
-                ahead=ahead,
-            )
-            for number in range(heights[0])
-        ]
-        statements = []
-        for (name, codes[name]), alike in groupby(enumerate(made), lambda item: item[1]):
-            first, *others = (number for number, _ in alike)
-            statements.append(
-                LAY_OUT.strip().format(
-                    first=first,
-                    stop=first + len(others) + 1,
-                    name=name,
-                    s=f's.access_ptr("w", offset={s.format(tile="t")} + r * {row})',
-                    x=task.x.format(pixel=f"{tiles.first} + r"),
-                    next=f'wt.access_ptr("r", offset={first_block} + r * {asked})',
-                )
-            )
-        return "\n".join(statements)
-
-    def code(down: Run, across: Run, ahead: int) -> tuple[str, str]:
+    def code(pixels: Run, channels: Run, ahead: int) -> tuple[str, str]:
         code = Code(isa_of(target), workload.dtype)
         return tile.coded(
             code,
             Tile(
-                heights=pixels.heights_of(down.size, level),
-                vectors=across.size // code.lanes,
+                heights=heights_of(pixels.size, level),
+                vectors=channels.size // code.lanes,
                 depth=workload.Ci >> level,
                 x=workload.Ci,
                 s=(row, factor),
-                columns=columns,
+                columns=int(config["BLOCK_CO"]),
                 y=(workload.Co, workload.Co >> level),
                 unrolled=unrolled,
                 ahead=ahead,
@@ -230,18 +197,67 @@ def calls(
         code,
         task,
         down=down,
-        channels=channels,
+        channels=(workload.Co >> level) // task.parts,
         turns=PRODUCTS**level * (workload.Ci >> level) // unrolled,
         depth=workload.Ci << level,
         x=f'{task.x}, s.access_ptr("r", offset={s})',
-        before=None if keep_weights else lay_out,
+        before=lay_out if config["KEEP"] == "pixels" else None,
     )
-    if not keep_weights:
+    if config["KEEP"] == "pixels":
         return multiplied
-    laid_out = (
+    loops = (
         f"for t in range({run.start}, {run.stop}):\n{indent(lay_out(run), ' ' * 4)}" for run in down
     )
-    return "\n".join([*laid_out, multiplied])
+    return "\n".join([*loops, multiplied])
+
+
+def _lay_out(
+    workload: Pointwise,
+    config: Config,
+    target: Target,
+    codes: dict[str, str],
+    task: Task,
+    run: Run,
+    first: str,
+) -> str:
+    """Statements that lay out the factors of tile t, and ask for the first block of weights.
+
+    first  element of s that they begin at, an expression
+    """
+    level, columns = int(config["LEVELS"]), int(config["BLOCK_CO"])
+    row, factor, _ = _sizes(workload, config)
+    heights, depth = heights_of(run.size, level), workload.Ci >> level
+    block = (workload.Ci << level) * columns
+    vectors = depth // isa_of(target).lanes(workload.dtype)
+    ahead = blocks(block, heights[0] * vectors) if config["PREFETCH"] == "weights" else 0
+    first_block = f"{task.part} * {blocks((workload.Co >> level) // task.parts, columns) * block}"
+    rows = [
+        row_laid_out(
+            Code(isa_of(target), workload.dtype),
+            heights,
+            number,
+            pixel=workload.Ci,
+            depth=depth,
+            factor=factor,
+            ahead=ahead,
+        )
+        for number in range(heights[0])
+    ]
+    statements, start = [], 0
+    for (name, codes[name]), alike in groupby(rows):
+        stop = start + len(list(alike))
+        statements.append(
+            LAY_OUT.strip().format(
+                start=start,
+                stop=stop,
+                name=name,
+                s=f's.access_ptr("w", offset={first} + r * {row})',
+                x=task.x.format(pixel=f"{run.first} + r"),
+                next=f'wt.access_ptr("r", offset={first_block} + r * {vectors * ahead})',
+            )
+        )
+        start = stop
+    return "\n".join(statements)
 
 
 def _sizes(workload: Pointwise, config: Config) -> tuple[int, int, int]:
