@@ -131,7 +131,7 @@ def shapes(workload: Pointwise, config: Config) -> dict[str, tuple[int, ...]]:
 def packed(workload: Pointwise, config: Config, wt: Array, bias: Array) -> tuple[Array, Array]:
     """wt (Ci,Co) and bias (Co,) in these shapes, channels of each part padded with zeros."""
     level, columns = int(config["LEVELS"]), int(config["BLOCK_CO"])
-    filters = pad_last(np.stack(list(_basis(wt, level))), columns)
+    filters = pad_last(np.stack(list(basis(wt, level))), columns)
     biases = pad_last(bias.reshape(1 << level, -1), columns).astype(workload.dtype)
     blocked = filters.reshape(*filters.shape[:2], -1, columns).transpose(2, 0, 1, 3)
     beside = biases.reshape(1 << level, -1, columns).transpose(1, 0, 2)
@@ -139,14 +139,14 @@ def packed(workload: Pointwise, config: Config, wt: Array, bias: Array) -> tuple
     return blocked.reshape(of_wt), beside.reshape(of_bias)
 
 
-def _basis(wt: Array, level: int) -> Iterator[Array]:
+def basis(wt: Array, level: int) -> Iterator[Array]:
     """What all factors are differences of, in the order of the packed weights."""
     if not level:
         yield wt
         return
     (wt11, wt12), (wt21, wt22) = (np.split(rows, 2, axis=1) for rows in np.split(wt, 2))
     for block in (wt11, wt21, wt22, wt22 - wt12 + wt11):
-        yield from _basis(block, level - 1)
+        yield from basis(block, level - 1)
 
 
 def buffers(workload: Pointwise, config: Config, pixels: int) -> str:

@@ -30,7 +30,7 @@ class Pixels(NamedTuple):
     vector: Callable[[int, int, int], str]
 
 
-def _factors(code: Code, x: Pixels) -> Iterator[Pixels]:
+def factors(code: Code, x: Pixels) -> Iterator[Pixels]:
     """Those of all products, one after the other."""
     if len(x.heights) == 1:
         yield x
@@ -38,7 +38,7 @@ def _factors(code: Code, x: Pixels) -> Iterator[Pixels]:
     x11, x12, _, x22 = _quarters(x)
     s1, s2, s3, s4 = _sums(code, x)
     for factor in (x11, x12, s2, s3, x22, s1, s4):
-        yield from _factors(code, factor)
+        yield from factors(code, factor)
 
 
 def _quarters(x: Pixels) -> list[Pixels]:
@@ -103,7 +103,7 @@ def row_laid_out(
         return code.load_at("%x.now", (number - row) * pixel + part * depth)
 
     x = Pixels(heights, vector)
-    for number, laid_out in enumerate(_sums(code, x) if len(heights) == 2 else _factors(code, x)):
+    for number, laid_out in enumerate(_sums(code, x) if len(heights) == 2 else factors(code, x)):
         if row < laid_out.heights[0]:
             address = code.behind("%s.now", number * factor)
             code.store(laid_out.vector(0, row, 0), address)
