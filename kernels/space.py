@@ -6,10 +6,8 @@ cannot be good is excluded by whoever wrote the space, so that no search has to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
-from operator import itemgetter
 
 Value = int | str
 Config = dict[str, Value]
@@ -33,7 +31,10 @@ class Knob:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A named condition that every valid config meets."""
+    """A named condition that every valid config meets.
+
+    It is asked as soon as a config has the knobs that it looks up; before, it raises KeyError.
+    """
 
     name: str
     holds: Callable[[Config], bool]
@@ -53,11 +54,27 @@ class Space:
 
     def __iter__(self) -> Iterator[Config]:
         """Every valid config, in the order of the choices."""
-        names = [knob.name for knob in self.knobs]
-        for values in product(*(knob.choices for knob in self.knobs)):
-            config = dict(zip(names, values, strict=True))
-            if self._valid(config):
-                yield config
+        return self._completed({}, self.constraints)
+
+    def _completed(self, config: Config, constraints: Iterable[Constraint]) -> Iterator[Config]:
+        """Every valid config that begins like this one, of which some constraints are yet unknown.
+
+        What breaks one by its first knobs is left out at once: of a hundred thousand combinations
+        a few thousand may be valid.
+        """
+        left = []
+        for constraint in constraints:
+            try:
+                if not constraint.holds(config):
+                    return
+            except KeyError:
+                left.append(constraint)
+        if len(config) == len(self.knobs):
+            yield config
+            return
+        knob = self.knobs[len(config)]
+        for choice in knob.choices:
+            yield from self._completed({**config, knob.name: choice}, left)
 
     def __contains__(self, config: object) -> bool:
         return isinstance(config, dict) and self.refusal(config) is None
@@ -87,23 +104,22 @@ class Space:
         Used to carry a config over from another shape or device; knobs it lacks count from their
         default. ValueError for an empty space.
         """
-        away = []
+        away: dict[str, dict[Value, int]] = {}
         for knob in self.knobs:
             wanted = _position(knob, config.get(knob.name))
-            away.append([abs(place - wanted) for place in range(len(knob.choices))])
-        steps = map(sum, product(*away))
-        choices = product(*(knob.choices for knob in self.knobs))
-        for _, values in sorted(zip(steps, choices, strict=True), key=itemgetter(0)):
-            found = {knob.name: value for knob, value in zip(self.knobs, values, strict=True)}
-            if self._valid(found):
-                return found
-        raise ValueError(
-            f"no config meets the constraints {[c.name for c in self.constraints]}; "
-            f"expected at least one; widen the choices of {[k.name for k in self.knobs]}"
+            steps = (abs(place - wanted) for place in range(len(knob.choices)))
+            away[knob.name] = dict(zip(knob.choices, steps, strict=True))
+        found = min(
+            self,
+            key=lambda one: sum(away[name][value] for name, value in one.items()),
+            default=None,
         )
-
-    def _valid(self, config: Config) -> bool:
-        return all(constraint.holds(config) for constraint in self.constraints)
+        if found is None:
+            raise ValueError(
+                f"no config meets the constraints {[c.name for c in self.constraints]}; "
+                f"expected at least one; widen the choices of {[k.name for k in self.knobs]}"
+            )
+        return found
 
 
 def _position(knob: Knob, value: Value | None) -> int:
