@@ -6,8 +6,9 @@ cannot be good is excluded by whoever wrote the space, so that no search has to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Value = int | str
 Config = dict[str, Value]
@@ -31,13 +32,38 @@ class Knob:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A named condition that every valid config meets.
-
-    It is asked as soon as a config has the knobs that it looks up; before, it raises KeyError.
-    """
+    """A named condition that every valid config meets."""
 
     name: str
     holds: Callable[[Config], bool]
+
+
+class _Missing(Exception):
+    """A constraint looks at a knob that has no choice yet."""
+
+
+class _Begun(Config):
+    """A config without its last knobs. Whoever looks at one of these, or at all, is told so."""
+
+    def __init__(self, known: Config, missing: Sequence[str]) -> None:
+        super().__init__(known)
+        self._missing = missing
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key in self._missing:
+            raise _Missing
+        return super().get(key, default)
+
+    def __missing__(self, key: str) -> Value:
+        raise _Missing if key in self._missing else KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return self.get(str(key)) is not None
+
+    def _all(self) -> Any:
+        raise _Missing
+
+    __iter__ = __len__ = keys = values = items = _all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,22 +82,24 @@ class Space:
         """Every valid config, in the order of the choices."""
         return self._completed({}, self.constraints)
 
-    def _completed(self, config: Config, constraints: Iterable[Constraint]) -> Iterator[Config]:
-        """Every valid config that begins like this one, of which some constraints are yet unknown.
+    def _completed(self, config: Config, constraints: Sequence[Constraint]) -> Iterator[Config]:
+        """Every valid config that begins like this one, which meets all others' constraints.
 
-        What breaks one by its first knobs is left out at once: of a hundred thousand combinations
-        a few thousand may be valid.
+        What breaks a constraint by its first knobs is left out at once: of a hundred thousand
+        combinations a few thousand may be valid.
         """
-        left = []
+        missing = [knob.name for knob in self.knobs[len(config) :]]
+        if not missing:
+            if all(constraint.holds(config) for constraint in constraints):
+                yield config
+            return
+        begun, left = _Begun(config, missing), []
         for constraint in constraints:
             try:
-                if not constraint.holds(config):
+                if not constraint.holds(begun):
                     return
-            except KeyError:
+            except _Missing:
                 left.append(constraint)
-        if len(config) == len(self.knobs):
-            yield config
-            return
         knob = self.knobs[len(config)]
         for choice in knob.choices:
             yield from self._completed({**config, knob.name: choice}, left)
