@@ -79,6 +79,7 @@ def test_steps_make_the_product(levels: int, pixels: int) -> None:
 
     cell = tile.cells * LANES  # elements of a register tile
     memory = np.full((steps.memory // tile.cells, heights[0], columns), np.nan)
+    memory[steps.zeros.at // tile.cells :][:4] = 0
     y = np.full((pixels, parts * columns), np.nan)
     for (kind, *sizes), given in steps.found:
         if kind == "sum":
@@ -91,14 +92,11 @@ def test_steps_make_the_product(levels: int, pixels: int) -> None:
             assert bias == column
             y[row : row + sizes[0], column : column + columns] = memory[sums // cell, : sizes[0]]
         else:
-            upper, lower, continued, differences = sizes
+            upper, lower, differences = sizes
             before, into, s, at, _, *less = given
             assert len(less) == differences
             rows = (upper, upper, lower, lower)
-            there = [
-                memory[before // cell + place, :high] if continued else np.zeros((high, columns))
-                for place, high in enumerate(rows)
-            ]
+            there = [memory[before // cell + place, :high] for place, high in enumerate(rows)]
             first, quarter = s // 100, depth * columns
             of_weights = [
                 weights(at + block * quarter, tuple(less))
@@ -111,10 +109,9 @@ def test_steps_make_the_product(levels: int, pixels: int) -> None:
     np.testing.assert_array_equal(y, x @ wt)
 
 
-@pytest.mark.parametrize("device", ["znver4", "haswell"])
 @pytest.mark.parametrize("levels", [1, 2])
-def test_no_loop_spills(device: str, levels: int) -> None:
-    target = machines("x86").DEVICES[device]
+def test_no_sum_of_a_loop_is_in_memory(levels: int) -> None:
+    target = machines("x86").DEVICES["znver4"]
     workload = Pointwise(N=1, H=14, W=14, Ci=512, Co=512)
     space = kernel("te.avx.pointwise_strassen").space(workload, target)
     tiles = {(c["BLOCK_P"], c["BLOCK_CO"]): c for c in space if c["LEVELS"] == levels}
@@ -123,7 +120,8 @@ def test_no_loop_spills(device: str, levels: int) -> None:
         code = tvm.compile(lowered, target=target.tvm()).mod.inspect_source("asm")
         loops = [match[2] for match in LOOP.finditer(code) if "vfmadd" in match[2]]
         assert len(loops) >= PRODUCTS
-        assert [loop for loop in loops if "%rsp" in loop] == [], config
+        moved = [line for loop in loops for line in loop.splitlines() if "%rsp" in line]
+        assert [line for line in moved if "mm" in line] == [], config
 
 
 def test_heights_fit_above_one_another() -> None:

@@ -82,6 +82,7 @@ class Steps:
 
     found   in this order
     memory  vectors that it takes
+    zeros   what stands for no sums before
     """
 
     def __init__(self, tile: Tile, lanes: int) -> None:
@@ -89,6 +90,7 @@ class Steps:
         self.memory = WAITING * tile.cells
         self._tile, self._lanes, self._groups = tile, lanes, 0
         self._waiting = {}
+        self.zeros = self._room(tile.heights[:2])
         half, _ = halves(tile.heights)
         while len(half) > 1:
             self._waiting[2 * len(half)] = [self._room(half) for _ in range(3)]
@@ -127,10 +129,10 @@ class Steps:
         """
         tile = self._tile
         if len(into.heights) == 2:
-            places = ((before or into).at * self._lanes, into.at * self._lanes)
+            places = ((before or self.zeros).at * self._lanes, into.at * self._lanes)
             x = PRODUCTS * self._groups * tile.s[1]
             asked = PRODUCTS * self._groups * tile.asked
-            kind = ("group", *into.heights, int(before is not None), len(less))
+            kind = ("group", *into.heights, len(less))
             self.found.append(Step(kind, (*places, x, wt, asked, *less)))
             self._groups += 1
             return

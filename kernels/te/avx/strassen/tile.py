@@ -71,6 +71,9 @@ def _in_steps(code: Code, tile: Tile) -> None:
         makers[kind](code, tile, number, *sizes)
         made.append(code.lines)
     _begin(code, steps.memory)
+    for vector in range(4 * tile.cells):
+        place = (steps.zeros.at + vector) * code.lanes
+        code.store("zeroinitializer", code.behind("%memory", place))
     code.steps(
         [
             (kinds.index(step.kind), *(elements * code.item_bytes for elements in step.given))
@@ -91,7 +94,7 @@ def _given(code: Code, *pointers: str) -> list[str]:
 
 
 def _step_of_group(
-    code: Code, tile: Tile, number: int, upper: int, lower: int, continued: int, differences: int
+    code: Code, tile: Tile, number: int, upper: int, lower: int, differences: int
 ) -> None:
     before, into, s, wt, following = _given(code, "%memory", "%memory", "%s", "%wt", "%next")
     stride, size = tile.s
@@ -101,8 +104,6 @@ def _step_of_group(
         return _addresses(code, tile, first, sums)
 
     def from_before(place: int, sums: Cells) -> Cells:
-        if not continued:
-            return sums
         return {
             cell: code.add(value, code.load_at(address, 0))
             for (cell, value), address in zip(sums.items(), at(before, place, sums), strict=True)
