@@ -83,9 +83,11 @@ class Space:
         return self._completed({}, self.constraints)
 
     def _completed(self, config: Config, constraints: Sequence[Constraint]) -> Iterator[Config]:
-        """Every valid config that begins like this one, which meets all others' constraints.
+        """Every valid config that begins like this one.
 
-        What breaks a constraint by its first knobs is left out at once: of a hundred thousand
+        constraints  those that its first knobs have not settled
+
+        What breaks one of them by its first knobs is left out at once: of a hundred thousand
         combinations a few thousand may be valid.
         """
         missing = [knob.name for knob in self.knobs[len(config) :]]

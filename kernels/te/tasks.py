@@ -52,16 +52,22 @@ class Grid:
         return max(touched) / self.rows
 
 
-def task_pixels(workload: Pointwise, config: Config) -> int:
-    """Pixels of a task but the last: CHUNK tiles.
+def together(config: Config) -> int:
+    """Register tiles of BLOCK_P pixels that a tile has, one above the other."""
+    return 1 << int(config.get("LEVELS", 0))
 
-    Where a tile is several of BLOCK_P pixels, as LEVELS says, tasks are nearly even.
+
+def task_pixels(workload: Pointwise, config: Config) -> int:
+    """Pixels of a task but the last: CHUNK tiles of BLOCK_P.
+
+    Where 2**LEVELS of these are a tile, CHUNK of them at most: tasks are nearly even, in whole rows
+    of such a tile, and one task may have a few pixels more than there are.
     """
-    together = 1 << int(config.get("LEVELS", 0))
-    pixels = int(config["CHUNK"]) * int(config["BLOCK_P"]) * together
-    if together > 1:
+    tiles = together(config)
+    pixels = int(config["CHUNK"]) * int(config["BLOCK_P"]) * tiles
+    if tiles > 1:
         tasks = blocks(workload.pixels, pixels)
-        pixels = blocks(workload.pixels, tasks * together) * together
+        pixels = blocks(workload.pixels, tasks * tiles) * tiles
     return pixels
 
 

@@ -96,12 +96,13 @@ def test_a_rival_of_a_quieter_day_is_measured_anew() -> None:
     together = Separable.of(depthwise, pointwise)
     assert together is not None
 
-    def search(workload: Workload, kernel: str, *times: float | None, old: bool = True) -> Search:
+    def search(workload: Workload, kernel: str, anchor: int | None, *times: float | None) -> Search:
         return Search(
             workload=workload,
             kernel=kernel,
             open=kernel == "te.separable",
-            old=old,
+            anchor=None if anchor is None else {"A": anchor},
+            older=0 if anchor is None else len(times),
             weight=1.0,
             space=Space(knobs=(Knob("A", tuple(range(9)), 0),), constraints=()),
             size=9,
@@ -109,30 +110,24 @@ def test_a_rival_of_a_quieter_day_is_measured_anew() -> None:
             history=[({"A": number}, time_s) for number, time_s in enumerate(times)],
         )
 
-    fused = search(together, "te.separable", old=False)
-    rivals = [
-        search(together, "te.pointwise", 4e-4, None, 3e-4),
-        search(depthwise, "te.pointwise", 2e-4),
-        search(pointwise, "te.pointwise", 1e-4, old=False),
+    searches = [
+        search(together, "te.separable", None),
+        search(together, "te.pointwise", 2, 4e-4, None, 3e-4),
+        search(depthwise, "te.pointwise", 0, 2e-4),  # of which no search knows that goes on
     ]
-    asked = batch([fused, *rivals], 1e11, 96, 0.001, at_once=1)
+    rival = searches[1]
+    asked = batch(searches, 1e11, 96, 0.001, at_once=1)
     found = [(entry.workload, entry.kernel, entry.config["A"]) for entry in asked]
-    assert found == [
-        (together, "te.pointwise", 2),
-        (depthwise, "te.pointwise", 0),
-        (together, "te.separable", 8),
-    ]
-    assert len(batch([fused, *rivals], 1e11, 96, 0.001, at_once=1, left=1)) == 2
+    assert found == [(together, "te.separable", 8), (together, "te.pointwise", 2)]
+    assert len(batch(searches, 1e11, 96, 0.001, at_once=1, left=1)) == 1
 
-    rivals[0].learn({"A": 0}, 9e-4)  # not the fastest: it tells of itself alone
-    assert rivals[0].best_s() == 3e-4
-    rivals[0].learn({"A": 2}, 6e-4)
-    assert [time_s for _, time_s in rivals[0].history] == [8e-4, None, 6e-4, 18e-4, 6e-4]
-    rivals[1].learn({"A": 0}, None)
-    assert rivals[1].best_s() == 2e-4
-    assert [entry.kernel for entry in batch([fused, *rivals], 1e11, 96, 0.001, at_once=1)] == [
-        "te.separable"
-    ]
+    rival.learn({"A": 5}, 1e-4)  # of today, and sooner there than the anchor
+    rival.learn({"A": 2}, 6e-4)
+    assert rival.history == [({"A": 0}, 8e-4), ({"A": 1}, None), ({"A": 2}, 6e-4), ({"A": 5}, 1e-4)]
+    assert len(batch(searches, 1e11, 96, 0.001, at_once=1)) == 1
+    failing = search(together, "te.pointwise", 0, 2e-4)
+    failing.learn({"A": 0}, None)
+    assert (failing.history, failing.anchor) == ([({"A": 0}, 2e-4)], None)
 
 
 def test_builders_that_would_be_idle_work_for_the_next_searches() -> None:
@@ -215,6 +210,26 @@ def outcome(config: Config, time_s: float | None) -> Outcome:
 
 def entry(workload: Workload, name: str, number: int) -> tuple[str, str]:
     return name, database.canonical(config(workload, name, number))
+
+
+def test_who_caught_up_within_the_hour_need_not_again(tmp_path: Path) -> None:
+    workload = Depthwise(N=1, Hi=14, Wi=14, C=32, stride=1, pad=(1, 1, 1, 1))
+    log = Logged(tmp_path / "log.jsonl")
+    log.keep(workload, "te.depthwise", "trial", {0: 4, 1: 3, 2: None})
+    log.keep(workload, "te.depthwise", "final", {0: 5})
+
+    def search(since: str) -> Search:
+        [found] = searches_of({workload: 1.0}, log.recorder, ["te.depthwise"], since=since)
+        return found
+
+    fastest = config(workload, "te.depthwise", 1)
+    for since in ("2026-11-25T10:02", "2026-11-25T10:09"):
+        assert (search(since).anchor, search(since).older) == (fastest, 3)
+    assert (search("").anchor, search("").older) == (None, 0)
+    log.keep(workload, "te.depthwise", "trial", {1: 6, 3: 7})
+    found = search("2026-11-25T10:02")
+    assert found.anchor is None
+    assert [time_s for _, time_s in found.history] == [8, None, 6, 7]
 
 
 def test_whoever_won_before_meets_the_new_ones(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
+from statistics import median
 
 from kernels import KERNELS, kernel, kernels_for, least_flops
 from kernels.space import Config, Space
 from kernels.workload import Separable, Workload, flops, separables
 from tune import database
-from tune.database import Record
+from tune.database import Record, canonical
 from tune.errors import UsageError
 from tune.mobilenet import Layer
 from tune.pipeline.recorder import Recorder
@@ -28,14 +30,16 @@ FINALISTS = 6
 class Search:
     """The state of the search for one workload with one kernel.
 
-    open  whether it may go on
-    old   whether what it knows was measured so long ago that the machine may be another's by now
+    open    whether it may go on
+    anchor  what says, measured anew, what those measured long ago would take now: their fastest
+    older   entries of the history that were measured long ago
     """
 
     workload: Workload
     kernel: str
     open: bool = True
-    old: bool = False
+    anchor: Config | None = None
+    older: int = 0
     weight: float
     space: Space
     size: int
@@ -52,23 +56,19 @@ class Search:
         """Trials before it is compared with others: what won elsewhere, where that is known."""
         return len(self.seeds) or FIRST
 
-    def best(self) -> tuple[float, Config] | None:
-        """Seconds and config of the fastest trial."""
-        times = ((time_s, config) for config, time_s in self.history if time_s is not None)
-        return min(times, key=lambda entry: entry[0], default=None)
-
     def best_s(self) -> float | None:
-        best = self.best()
-        return best and best[0]
+        return min((time_s for _, time_s in self.history if time_s is not None), default=None)
 
     def learn(self, config: Config, time_s: float | None) -> None:
-        """Know of a trial. The first of the fastest config says what old ones would take now."""
-        best = self.best()
-        if self.old and best and config == best[1]:
-            pace = 1.0 if time_s is None else time_s / best[0]
-            self.history = [(one, then_s and then_s * pace) for one, then_s in self.history]
-            self.old = False
-        self.history.append((config, time_s))
+        """Know of a trial; one of the anchor changes the times of what was measured with it."""
+        if config != self.anchor:
+            self.history.append((config, time_s))
+            return
+        then = self.history[: self.older]
+        then_s = next(known_s for known, known_s in then if known == config)
+        if time_s and then_s:
+            self.history[: self.older] = _at_pace(then, time_s / then_s)
+        self.anchor = None
 
 
 def weights(networks: Sequence[Sequence[Layer]], fuses: bool) -> dict[Workload, float]:
@@ -112,7 +112,7 @@ def searches_of(
             open_ = not only or name in only
             if not open_ and not known:
                 continue
-            history = database.history(known)
+            history, anchor, older = _caught_up(known, since)
             space = kernel(name).space(workload, target)
             near = open_ and similar(
                 records, workload, name, space, target=target, threads=recorder.threads
@@ -122,7 +122,8 @@ def searches_of(
                     workload=workload,
                     kernel=name,
                     open=open_,
-                    old=max((record.when for record in known), default=since) < since,
+                    anchor=anchor,
+                    older=older,
                     weight=weight,
                     space=space,
                     size=sum(1 for _ in space) if open_ else len(history),
@@ -131,6 +132,30 @@ def searches_of(
                 )
             )
     return searches
+
+
+def _caught_up(
+    records: Sequence[Record], since: str
+) -> tuple[list[tuple[Config, float | None]], Config | None, int]:
+    """History, anchor and older entries of a search with such records."""
+    old = database.history(record for record in records if record.when < since)
+    recent = database.history(record for record in records if record.when >= since)
+    now = {canonical(config): time_s for config, time_s in recent}
+    again = [(then_s, now.get(canonical(config))) for config, then_s in old]
+    paces = [now_s / then_s for then_s, now_s in again if then_s and now_s]
+    if paces:
+        only_old = [entry for entry in old if canonical(entry[0]) not in now]
+        return [*_at_pace(only_old, median(paces)), *recent], None, 0
+    times = [(then_s, config) for config, then_s in old if then_s]
+    anchor = min(times, key=itemgetter(0))[1] if times else None
+    return [*old, *recent], anchor, len(old)
+
+
+def _at_pace(
+    history: Iterable[tuple[Config, float | None]], pace: float
+) -> list[tuple[Config, float | None]]:
+    """What was measured when the machine took so many times less."""
+    return [(config, then_s and then_s * pace) for config, then_s in history]
 
 
 def check_kernels(names: Iterable[str]) -> None:
@@ -155,7 +180,7 @@ def batch(
 ) -> dict[Entry, Search]:
     """What to measure next, and for which search; nothing when no search is worth its time.
 
-    Of rivals that were measured long ago the fastest is measured anew.
+    Anchors of the searches that these are compared with come along, as far as `left` allows.
 
     most     trials of one search
     at_once  entries at least, if need be of the several searches that are worth most
@@ -169,27 +194,29 @@ def batch(
         if search is None:
             break
         busy.append(search)
-        entries |= _anew(search.workload, searches)
         first = search.first - search.trials
         count = BATCH if first <= 0 else min(BATCH, first)
-        count = count if left is None else max(0, min(count, left - len(entries)))
+        count = count if left is None else min(count, left - len(entries))
         configs = propose(search.space, search.history, seed=seed, count=count, seeds=search.seeds)
         for config in configs:
             entry = Entry(workload=search.workload, kernel=search.kernel, config=config)
             entries[entry] = search
+        for entry, other in _anchors(search, searches):
+            if left is None or len(entries) < left:
+                entries[entry] = other
     return entries
 
 
-def _anew(workload: Workload, searches: Iterable[Search]) -> dict[Entry, Search]:
-    """The fastest config of each old search for the workload, and for both of two in one."""
-    compared = [workload]
+def _anchors(search: Search, searches: Iterable[Search]) -> Iterator[tuple[Entry, Search]]:
+    """Those of the searches for the same, and of the two layers where it is two in one."""
+    workload = search.workload
+    parts: tuple[Workload, ...] = ()
     if isinstance(workload, Separable):
-        compared += [workload.depthwise, workload.pointwise]
-    return {
-        Entry(workload=search.workload, kernel=search.kernel, config=best[1]): search
-        for search in searches
-        if search.old and search.workload in compared and (best := search.best())
-    }
+        parts = (workload.depthwise, workload.pointwise)
+    for other in searches:
+        near = other.workload == workload or (other.open and other.workload in parts)
+        if near and other.anchor is not None:
+            yield Entry(workload=other.workload, kernel=other.kernel, config=other.anchor), other
 
 
 def chosen(

@@ -24,7 +24,7 @@ from kernels.te.avx import product
 from kernels.te.avx.product import Task
 from kernels.te.llvm.code import isa_of
 from kernels.te.llvm.script import parallel
-from kernels.te.tasks import task_pixels
+from kernels.te.tasks import task_pixels, together
 from kernels.te.tile import divisors, on_cpu, spread
 from kernels.workload import Pointwise, Workload
 from targets.target import Target
@@ -70,11 +70,11 @@ def in_tasks(
     chunks = {height: _chunks(blocks(workload.pixels, height)) for height in heights}
 
     def high(config: Config) -> int:
-        return int(config["BLOCK_P"]) << int(config.get("LEVELS", 0))
+        return int(config["BLOCK_P"]) * together(config)
 
     def last_is_a_tile(config: Config) -> bool:
         last = (workload.pixels - 1) % task_pixels(workload, config) + 1
-        return last >> int(config.get("LEVELS", 0)) > 0
+        return last >= together(config)
 
     usual, factor = high(defaults), factors[int(defaults.get("LEVELS", 0))]
     parts, columns = product.parts(factor), blocks(factor.Co, int(defaults["BLOCK_CO"]))

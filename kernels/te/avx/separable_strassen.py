@@ -8,9 +8,8 @@ Shapes  x (N,Hi,Wi,C)  dw_wt (K*K,C)  dw_bias (C,)  y (N*Ho*Wo,Co)
         wt, bias as `kernels.te.avx.strassen` packs them
 Types   float32.
 Tiling  That of `kernels.te.avx.separable`, whose product is the one of `kernels.te.avx.strassen`:
-        beside z a task has the sums of its pixels.
-Limits  C and Co are two whole vectors or a multiple of them, K at most 3,
-        Wo at least 2.
+        beside z a task has the factors of its pixels, or of a tile of them.
+Limits  Those of `kernels.te.avx.strassen`, a row having pixels enough, and K at most 3.
 Source  own; for the product that of `kernels.te.avx.strassen`.
 """
 

@@ -54,7 +54,6 @@ from targets.target import Target
 
 MOST_LEVELS = 2
 DEEP = 64  # channels of a product, fewer of which would not be worth another level
-EIGHT = 8  # products without them
 SUMS = 4  # of pixels
 BUFFER = 's = T.sblock_alloc_buffer(({elements},), "{dtype}")\n'
 LAY_OUT = """
@@ -86,7 +85,7 @@ def parts(workload: Pointwise, target: Target, pixels: int) -> dict[int, Pointwi
 
 def saved(workload: Pointwise) -> int:
     """Operations of the sums that these products do without at best; a multiply-add is two."""
-    needed: int = workload.macs * PRODUCTS**MOST_LEVELS // EIGHT**MOST_LEVELS
+    needed: int = workload.macs * PRODUCTS**MOST_LEVELS // 8**MOST_LEVELS
     return 2 * (workload.macs - needed)
 
 
@@ -96,12 +95,12 @@ def knobs(
     """LEVELS, and what a product of these has."""
     tiles = {level: product.tiles(part, target) for level, part in parts.items()}
     tall, wide = (
-        tuple(sorted({tile[axis] for found in tiles.values() for tile in found})) for axis in (0, 1)
+        tuple(sorted({size[axis] for found in tiles.values() for size in found})) for axis in (0, 1)
     )
     usual = max((level for level, part in parts.items() if part.Ci >= DEEP), default=min(parts))
     rows, columns = tiles[usual][0]
 
-    def high(config: Config) -> bool:
+    def not_low(config: Config) -> bool:
         return int(config["BLOCK_P"]) > 1 or parts[int(config["LEVELS"])].pixels == 1
 
     def whole(config: Config) -> bool:
@@ -116,7 +115,7 @@ def knobs(
         ),
         (
             Constraint("register tile", whole),
-            Constraint("no low tiles", high),
+            Constraint("no low tiles", not_low),
         ),
     )
 
