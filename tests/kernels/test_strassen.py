@@ -109,12 +109,11 @@ def test_steps_make_the_product(levels: int, pixels: int) -> None:
     np.testing.assert_array_equal(y, x @ wt)
 
 
-@pytest.mark.parametrize("levels", [1, 2])
-def test_no_sum_of_a_loop_is_in_memory(levels: int) -> None:
+def test_no_sum_of_a_loop_is_in_memory() -> None:
     target = machines("x86").DEVICES["znver4"]
     workload = Pointwise(N=1, H=14, W=14, Ci=512, Co=512)
     space = kernel("te.avx.pointwise_strassen").space(workload, target)
-    tiles = {(c["BLOCK_P"], c["BLOCK_CO"]): c for c in space if c["LEVELS"] == levels}
+    tiles = {(c["LEVELS"], c["BLOCK_CO"]): c for c in space}
     for config in tiles.values():
         lowered = kernel("te.avx.pointwise_strassen").lower(workload, config, target)
         code = tvm.compile(lowered, target=target.tvm()).mod.inspect_source("asm")

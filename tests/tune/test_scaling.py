@@ -67,7 +67,9 @@ def test_what_is_predicted_of_more_is_possible(found: dict[str, Any]) -> None:
         threads, planned, divided, apiece = (
             row[name] for name in ("threads", "planned", "divided", "apiece")
         )
-        assert planned["floor_s"] < divided["seconds"] <= planned["seconds"] + 1e-12
+        # Strassen's product on two levels does with 49 of 64 multiply-adds.
+        assert planned["floor_s"] * 49 / 64 < divided["seconds"]
+        assert divided["seconds"] <= planned["seconds"] + 1e-12
         assert planned["seconds"] == pytest.approx(sum(planned["terms"].values()))
         assert alone_s <= apiece["seconds"] < 1.1 * alone_s
         assert apiece["images_per_s"] == pytest.approx(threads / apiece["seconds"])
