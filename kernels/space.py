@@ -1,7 +1,7 @@
 """A search space as data: knobs, and the constraints that make a choice of all of them valid.
 
-A config is a flat dict that reads well in a log. Spaces here are small, some thousand configs at most:
-what cannot be good is excluded by whoever wrote the space, so that no search has to learn it.
+A config is a flat dict that reads well in a log. Spaces here are small, some thousand configs: what
+cannot be good is excluded by whoever wrote the space, so that no search has to learn it.
 """
 
 from __future__ import annotations
