@@ -99,19 +99,13 @@ def _step_of_group(
     before, into, s, wt, following = _given(code, "%memory", "%memory", "%s", "%wt", "%next")
     stride, size = tile.s
 
-    def at(pointer: str, place: int, sums: Cells) -> Iterator[str]:
-        first = code.behind(pointer, place * tile.cells * code.lanes)
-        return _addresses(code, tile, first, sums)
-
     def from_before(place: int, sums: Cells) -> Cells:
-        return {
-            cell: code.add(value, code.load_at(address, 0))
-            for (cell, value), address in zip(sums.items(), at(before, place, sums), strict=True)
-        }
+        there = _loaded(code, tile, _room(code, tile, before, place), sums)
+        pairs = zip(sums.items(), there, strict=True)
+        return {cell: code.add(value, other) for (cell, value), other in pairs}
 
     def keep(place: int, sums: Cells) -> None:
-        for value, address in zip(sums.values(), at(into, place, sums), strict=True):
-            code.store(value, address)
+        _stored(code, tile, _room(code, tile, into, place), sums)
 
     _group(
         code,
@@ -209,14 +203,12 @@ def _group(
         return sums
 
     def wait(sums: Cells, place: int) -> Cells:
-        first = code.behind("%memory", place * tile.cells * code.lanes)
-        for value, address in zip(sums.values(), _addresses(code, tile, first, sums), strict=True):
-            code.store(value, address)
+        _stored(code, tile, _room(code, tile, "%memory", place), sums)
         return sums
 
     def waiting(cells: Iterable[tuple[int, int]], place: int) -> Cells:
-        first = code.behind("%memory", place * tile.cells * code.lanes)
-        return dict(zip(cells, _loaded(code, tile, first, cells), strict=True))
+        there = _loaded(code, tile, _room(code, tile, "%memory", place), cells)
+        return dict(zip(cells, there, strict=True))
 
     upper, lower = (list(every(range(rows), range(tile.vectors))) for rows in heights)
     zeros = dict.fromkeys(upper, "zeroinitializer")
@@ -242,6 +234,11 @@ def _less(code: Code, pointer: str, elements: int, less: Sequence[str]) -> str:
     return code.subtract(value, _less(code, code.advance(pointer, first), elements, others))
 
 
+def _room(code: Code, tile: Tile, pointer: str, place: int) -> str:
+    """Where a register tile of that number behind the pointer begins."""
+    return code.behind(pointer, place * tile.cells * code.lanes)
+
+
 def _addresses(
     code: Code, tile: Tile, first: str, cells: Iterable[tuple[int, int]]
 ) -> Iterator[str]:
@@ -253,6 +250,11 @@ def _addresses(
 def _loaded(code: Code, tile: Tile, first: str, cells: Iterable[tuple[int, int]]) -> Iterator[str]:
     for address in _addresses(code, tile, first, cells):
         yield code.load_at(address, 0)
+
+
+def _stored(code: Code, tile: Tile, first: str, sums: Cells) -> None:
+    for value, address in zip(sums.values(), _addresses(code, tile, first, sums), strict=True):
+        code.store(value, address)
 
 
 def _finish(code: Code, tile: Tile, sums: Cells, y: str, bias: str) -> None:
