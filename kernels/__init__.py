@@ -45,6 +45,7 @@ KERNELS = {
     "triton.head": "kernels.triton.head",
     "triton.pointwise": "kernels.triton.pointwise",
     "triton.separable": "kernels.triton.separable",
+    "triton.separable_swapped": "kernels.triton.separable_swapped",
     "triton.stem": "kernels.triton.stem",
     "te.cuda.conv": "kernels.te.cuda.conv",
     "te.cuda.depthwise": "kernels.te.cuda.depthwise",

@@ -66,7 +66,7 @@ def _compiled(launch: Launch, dtypes: Mapping[str, str], target: Target) -> Bina
     each = blocks(launch.programs, gpu.sms)  # of an SM, where all run at once
     most, share = (
         min(gpu.registers_per_thread, gpu.registers_per_sm // (threads * count) // 8 * 8)
-        for count in (1, each)
+        for count in (launch.resident, each)
     )
     # Left to itself ptxas saves registers, at times by spilling some, to make room for more blocks
     # on an SM. Where there are none, more loads under way are worth more; and spills never are.

@@ -29,6 +29,7 @@ class Launch:
                workload: divisions become shifts, and masks that always hold disappear. DEPENDENT,
                which a kernel has last, is not: whoever launches says whether it is launched so
     programs   how many run, in a grid of one axis
+    resident   blocks that an SM's registers have to hold at once, the next launch's among them
     """
 
     kernel: Any
@@ -37,6 +38,7 @@ class Launch:
     programs: int
     num_warps: int
     num_stages: int
+    resident: int = 1
 
     def name(self, dtypes: Mapping[str, str]) -> str:
         """One that no other code has; a change of the source changes it, of a comment does not.
@@ -49,6 +51,7 @@ class Launch:
             sorted(self.constants.items()),
             self.num_warps,
             self.num_stages,
+            *([self.resident] if self.resident > 1 else []),
         )
         digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         return f"{self.kernel.__name__.strip('_')}_{digest[:16]}"

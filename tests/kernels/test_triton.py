@@ -73,6 +73,7 @@ SMALL_SHAPES: list[Workload] = [
             (1, 6, 16, 3, 8, 3, 1, (1, 0, 2, 1)),
             (1, 1, 1, 1, 1, 3, 2, (1, 1, 1, 1)),
             (2, 8, 5, 33, 20, 5, 1, (2, 1, 0, 3)),
+            (1, 9, 16, 40, 24, 3, 1, (1, 1, 1, 1)),
         )
     ),
     *(
@@ -194,6 +195,8 @@ def test_every_choice_is_among_those_tested() -> None:
         "triton.pointwise": {"PERSISTENT": (0, 1), "SPLIT_CI": (1, 2, 4), "GROUP_P": (1, 8)},
         "triton.separable": {"BLOCK_WO": (0, 8), "WINDOW": ("rows", "whole", "ahead")}
         | dict.fromkeys(("ROWS", "COLUMNS"), (1, 2)),
+        "triton.separable_swapped": {"BLOCK_WO": (0, 8), "RESIDENT": (1, 2)}
+        | dict.fromkeys(("ROWS", "COLUMNS"), (1, 2)),
         "triton.stem": {"BLOCK_HO": (1, 2, 4), "BLOCK_WO": (8, 16)},
         "triton.head": {"LAUNCHES": (1, 2), "BLOCK_N": (1, 16)},
     }
@@ -207,7 +210,12 @@ def test_every_choice_is_among_those_tested() -> None:
     }
     wanted |= {
         (name, "float32", "PRECISION", word)
-        for name in ("triton.pointwise", "triton.separable", "triton.stem")
+        for name in (
+            "triton.pointwise",
+            "triton.separable",
+            "triton.separable_swapped",
+            "triton.stem",
+        )
         for word in ("ieee", "tf32x3")
     }
     assert wanted - tested == set()

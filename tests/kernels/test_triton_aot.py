@@ -5,6 +5,7 @@ Whole networks take minutes to compile, so that these are layers whose default c
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import replace
 from functools import cache
@@ -40,6 +41,8 @@ LAYERS: dict[str, Workload] = {
     "pointwise, batch": Pointwise(N=256, H=28, W=28, Ci=256, Co=256),
     "separable": Separable(N=1, Hi=56, Wi=56, C=128, Co=128, **SAME),
     "separable, batch": Separable(N=256, Hi=14, Wi=14, C=512, Co=512, **SAME),
+    "separable_swapped": Separable(N=1, Hi=14, Wi=14, C=512, Co=512, **SAME),
+    "separable_swapped, batch": Separable(N=64, Hi=28, Wi=28, C=256, Co=512, **HALF),
     "head": Head(N=1, H=7, W=7, Ci=1024, Co=1001),
     "head, batch": Head(N=256, H=7, W=7, Ci=1024, Co=1001),
 }
@@ -52,6 +55,8 @@ OTHERS: dict[str, tuple[str, Config]] = {
     "rows of a window": ("separable", {"WINDOW": "rows"}),
     "a step ahead": ("separable", {"WINDOW": "ahead", "BLOCK_P": 16, "BLOCK_C": 64}),
     "patches": ("separable", {"WINDOW": "whole", "BLOCK_C": 32, "ROWS": 2, "COLUMNS": 2}),
+    "weights in steps": ("separable_swapped", {"BLOCK_C": 128, "BLOCK_P": 8, "NUM_WARPS": 4}),
+    "half an SM": ("separable_swapped", {"RESIDENT": 2, "BLOCK_C": 512, "NUM_WARPS": 8}),
     "two launches": ("head", {"LAUNCHES": 2}),
     "one launch": ("head", {"LAUNCHES": 1, "BLOCK_CO": 16, "BLOCK_CI": 1024, "NUM_WARPS": 16}),
 }
@@ -70,6 +75,9 @@ OTHER = pytest.mark.parametrize(
     ("other", "arch"),
     [(other, arch) for other in OTHERS for arch in ARCHES if arch == "sm_90" or other not in ALIKE],
 )
+ASSIGNED = re.compile(r"(%\w+)(?::\d+)? = (.*)")
+LOADED = re.compile(r"tt\.load (%\w+)")
+POINTER = re.compile(r"(%\w+): !tt\.ptr")
 WAIT, LET_GO = "ACQBULK", "PREEXIT"  # for the launch before, and the one behind
 GLOBAL = {"LDG", "LDGSTS", "UTMALDG", "STG", "UTMASTG", "LD", "ST", "ATOM", "ATOMG", "RED"}
 
@@ -84,7 +92,8 @@ def compiled(
     layer: str, dtype: str, arch: str, changes: tuple[tuple[str, Any], ...] = ()
 ) -> tuple[Call, tuple[Binary, ...], tuple[KernelFacts, ...]]:
     workload, target = replace(LAYERS[layer], dtype=dtype), target_of(arch)
-    [name] = [name for name in kernels_for(workload, target) if name.startswith("triton.")]
+    name = f"triton.{layer.partition(',')[0]}"
+    assert name in kernels_for(workload, target)
     module: Any = kernel(name)
     space = module.space(workload, target)
     config = space.default | dict(changes)
@@ -123,9 +132,13 @@ def test_other_configs_spill_nothing_and_fit(other: str, arch: str) -> None:
     ("layer", "dtype", "arch"), [case for case in DEFAULTS if "wise" in case[0] or "sep" in case[0]]
 )
 def test_loads_are_16_bytes_wide(layer: str, dtype: str, arch: str) -> None:
-    """All of pixels and weights; what else there is are biases."""
+    """All of pixels and weights, or less where operands are swapped: pixels are shared among more
+    threads than they have such pieces for. What else there is are biases.
+    """
     _, _, [facts] = compiled(layer, dtype, arch)
     narrow = facts.count("LDG", "LDGSTS") - facts.wide_loads
+    if "swapped" in layer:
+        narrow -= facts.mix["LDG.E.64"] + facts.mix["LDG.E"]
     assert facts.wide_loads > 0
     assert narrow == 0 if "depthwise" in layer else narrow <= 16
 
@@ -152,10 +165,24 @@ def before_the_wait(binary: Binary, folder: Path) -> set[str]:
     return found
 
 
+def read_before_the_wait(ir: str) -> set[str]:
+    """Parameters that a program loads from until then, by the first form of its code."""
+    made = {name: set(re.findall(r"%\w+", rest)) for name, rest in ASSIGNED.findall(ir)}
+    waiting = LOADED.findall(ir.partition("griddepcontrol.wait")[0])
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        waiting += made.get(name, set()) - seen
+    return {name.removeprefix("%") for name in seen.intersection(POINTER.findall(ir))}
+
+
 def assert_waits(
     binaries: tuple[Binary, ...], facts: tuple[KernelFacts, ...], folder: Path
 ) -> None:
-    """For the launch before, in each program, and lets none behind it go until then."""
+    """For the launch before, in each program, which reads but weights and writes nothing until
+    then, and lets none behind it go.
+    """
     for binary, fact in zip(binaries, facts, strict=True):
         early = before_the_wait(binary, folder)
         if binary.arch == "sm_80":
@@ -163,7 +190,9 @@ def assert_waits(
             assert early & GLOBAL
         else:
             assert (fact.count(WAIT), fact.count(LET_GO)) == (1, 1)
-            assert not early & {*GLOBAL, LET_GO, "EXIT"}
+            read = read_before_the_wait(binary.ir)
+            assert read <= {"wt", "bias", "dw_wt", "dw_bias"}
+            assert not early & {*GLOBAL, LET_GO, "EXIT"} - ({"LDG"} if read else set())
         assert binary.dependent == (binary.arch != "sm_80")
 
 
