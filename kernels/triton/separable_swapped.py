@@ -259,10 +259,7 @@ def _separable_swapped(
                     inside = inside & (c < C)[None, :]
                 # What several outputs of a patch see, the compiler loads once.
                 seen = tl.load(place + (kh * Wi + kw) * C, mask=inside, other=0.0)
-                if KEPT:
-                    weight = taps[tap]
-                else:
-                    weight = tl.load(dw_wt + tap * (BLOCKS_C * BLOCK_C) + each)
+                weight = taps[tap] if KEPT else tl.load(dw_wt + tap * (BLOCKS_C * BLOCK_C) + each)
                 value += seen.to(tl.float32) * weight.to(tl.float32)
             patch = patch + (rounded(value, x.dtype.element_ty, ACTIVATION),)
         # Side by side in a thread, no matter where they go: pixels of a patch follow on each other.

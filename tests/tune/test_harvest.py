@@ -584,7 +584,17 @@ def test_a_wrong_kernel_is_reported_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Card, "wrong", "triton.separable")
-    asked = ["harvest", "--budget", "2s", "--only", ONE, "--kernel", "triton.depthwise,triton.head"]
+    asked = [
+        "harvest",
+        "--budget",
+        "2s",
+        "--only",
+        ONE,
+        "--kernel",
+        "triton.depthwise",
+        "--kernel",
+        "triton.head",
+    ]
     asked += ["-o", str(tmp_path)]
     assert cli.main(asked) == 1
     printed, told = capsys.readouterr()

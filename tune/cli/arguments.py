@@ -82,12 +82,21 @@ def harvested() -> Parser:
     options.add_argument(
         "--only", type=names, default=(), metavar="A,B", help="networks, such as batch1-float16"
     )
-    options.add_argument(
-        "--kernel", type=names, default=(), metavar="A,B", help="trials of these kernels alone"
-    )
+    add_kernels(options)
     options.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     options.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     return options
+
+
+def add_kernels(options: Parser) -> None:
+    options.add_argument(
+        "--kernel",
+        action="extend",
+        type=names,
+        default=[],
+        metavar="A,B",
+        help="trials of these kernels alone; repeatable",
+    )
 
 
 def output() -> Parser:

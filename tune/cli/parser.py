@@ -15,6 +15,7 @@ from tune.cli.arguments import (
     TOLERANCE_HELP,
     WEIGHTS_HELP,
     Parser,
+    add_kernels,
     board,
     count,
     counts,
@@ -49,9 +50,7 @@ def parser() -> Parser:
     run.add_argument("--budget", type=duration, metavar="TIME", help="stop after, e.g. 90s, 5m, 1h")
     run.add_argument("--trials", type=count, metavar="N", help="measure at most N configs")
     run.add_argument("--effort", choices=("quick", "full", "max"), default="full", help=EFFORT_HELP)
-    run.add_argument(
-        "--kernel", action="append", metavar="NAME", help="only this kernel; repeatable"
-    )
+    add_kernels(run)
     run.add_argument("--estimator", choices=ESTIMATORS, help="judge by this instead of a clock")
     run.set_defaults(verb=verbs.run)
 
