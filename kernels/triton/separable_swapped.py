@@ -70,9 +70,10 @@ def space(workload: Separable, target: Target) -> Space:
     gpu, dtype = target.gpu, workload.dtype
     pixels = workload.N * workload.Ho * workload.Wo
     patches = choices((2, 4, 8, 16, 32, 64), pixels)
-    outputs = choices((16, 32, 64, 128, 256), workload.Co, least=16)[-4:]
-    channels = choices((16, 32, 64, 128, 256, 512, 1024), workload.C, least=16)[-4:]
-    words = precisions(dtype, target)
+    outputs = choices((16, 32, 64, 128), workload.Co, least=16)[-3:]
+    deep = (16, 32, 64, 128, 256, 512, 1024)[: 7 if dtype == "float16" else 5]
+    channels = choices(deep, workload.C, least=16)[-3:]
+    words = precisions(dtype, target)[-1:]  # on tensor cores, without which nothing is gained
     default = _default(workload, gpu.sms, (patches, outputs, channels))
     finest = _finest(workload, patches[0], outputs[0])
     fill = min(gpu.sms, finest) // 4
@@ -122,7 +123,7 @@ def space(workload: Separable, target: Target) -> Space:
     return Space(
         knobs=(
             Knob("BLOCK_P", patches, default["BLOCK_P"]),
-            Knob("BLOCK_WO", (0, 8, 16), default["BLOCK_WO"]),
+            Knob("BLOCK_WO", (0, 8), default["BLOCK_WO"]),
             Knob("BLOCK_CO", outputs, default["BLOCK_CO"]),
             Knob("BLOCK_C", channels, default["BLOCK_C"]),
             Knob("ROWS", (1, 2), default["ROWS"]),
@@ -133,6 +134,9 @@ def space(workload: Separable, target: Target) -> Space:
         ),
         constraints=(
             Constraint("a product has columns", lambda c: 8 <= columns(c) <= 128),
+            Constraint(
+                "patches are no higher than wide", lambda c: int(c["ROWS"]) <= int(c["COLUMNS"])
+            ),
             Constraint("sums, pixels and taps fit registers", lambda c: registers(c) <= allowed(c)),
             Constraint("warps have work", lambda c: c["NUM_WARPS"] == 4 or between(c) >= 2),
             Constraint(

@@ -210,12 +210,7 @@ def test_every_choice_is_among_those_tested() -> None:
     }
     wanted |= {
         (name, "float32", "PRECISION", word)
-        for name in (
-            "triton.pointwise",
-            "triton.separable",
-            "triton.separable_swapped",
-            "triton.stem",
-        )
+        for name in ("triton.pointwise", "triton.separable", "triton.stem")
         for word in ("ieee", "tf32x3")
     }
     assert wanted - tested == set()
@@ -286,13 +281,13 @@ def test_every_shape_has_a_few_hundred_configs_on_every_device(
     workload: Workload, device: str
 ) -> None:
     target = CUDA.DEVICES[device]
-    [name] = [name for name in kernels_for(workload, target) if name in NAMES]
-    space = kernel(name).space(workload, target)
-    assert space.default in space
-    assert sum(1 for _ in space) <= 900
-    for config in (space.default, next(iter(space))):
+    for name in [name for name in kernels_for(workload, target) if name in NAMES]:
         module: Any = kernel(name)
-        call = module.call(workload, config, target)
-        packed = module.pack(workload, config, tuple(map(np.zeros, workload.weight_shapes)))
-        assert [array.shape for array in packed] == [t.shape for t in call.arguments[1:-1]]
-        assert all(0 < launch.programs < 1 << 31 for launch in call.launches)
+        space = module.space(workload, target)
+        assert space.default in space
+        assert sum(1 for _ in space) <= 1000
+        for config in (space.default, next(iter(space))):
+            call = module.call(workload, config, target)
+            packed = module.pack(workload, config, tuple(map(np.zeros, workload.weight_shapes)))
+            assert [array.shape for array in packed] == [t.shape for t in call.arguments[1:-1]]
+            assert all(0 < launch.programs < 1 << 31 for launch in call.launches)

@@ -56,7 +56,7 @@ OTHERS: dict[str, tuple[str, Config]] = {
     "a step ahead": ("separable", {"WINDOW": "ahead", "BLOCK_P": 16, "BLOCK_C": 64}),
     "patches": ("separable", {"WINDOW": "whole", "BLOCK_C": 32, "ROWS": 2, "COLUMNS": 2}),
     "weights in steps": ("separable_swapped", {"BLOCK_C": 128, "BLOCK_P": 8, "NUM_WARPS": 4}),
-    "half an SM": ("separable_swapped", {"RESIDENT": 2, "BLOCK_C": 512, "NUM_WARPS": 8}),
+    "half an SM": ("separable_swapped", {"RESIDENT": 2, "BLOCK_P": 4, "BLOCK_CO": 64}),
     "two launches": ("head", {"LAUNCHES": 2}),
     "one launch": ("head", {"LAUNCHES": 1, "BLOCK_CO": 16, "BLOCK_CI": 1024, "NUM_WARPS": 16}),
 }
