@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
@@ -13,6 +14,9 @@ from kernels.workload import Workload, parse
 from targets import machines
 from targets.target import Limits, Target
 from tune.database import Record, deciding
+
+_Place = tuple[str, str, str, int, str | None]
+ESTIMATES = 6  # of one place
 
 
 def similar(
@@ -27,16 +31,22 @@ def similar(
 ) -> list[tuple[Config, Record]]:
     """Configs of the same kernel that won at the nearest shapes, devices and thread counts.
 
-    Each is carried over to `space` and stands beside the record it comes from; nearest first.
+    Each is carried over to `space` and stands beside the record it comes from; nearest first. An
+    estimate of the workload itself leaves open which of its best is the fastest: it counts as one.
+
+    limit  places that they come from
     """
-    winners: dict[tuple[str, str, int, str | None], Record] = {}
+    winners: dict[_Place, Record] = {}
+    thought: defaultdict[_Place, list[Record]] = defaultdict(list)
     for record in records:
         if record.kernel != kernel or record.target != target.kind or record.time_s is None:
             continue
-        place = (record.workload, record.device, record.threads, record.estimator)
+        place = _place(record)
         known = winners.get(place)
         if known is None or _rank(record) < _rank(known):
             winners[place] = record
+        if record.estimator is not None and record.workload == workload.key:
+            thought[place].append(record)
 
     def distance(record: Record) -> tuple[float, str]:
         away = _distance(workload, parse(record.workload))
@@ -45,11 +55,18 @@ def similar(
         return away, record.workload
 
     found: list[tuple[Config, Record]] = []
-    for record in sorted(winners.values(), key=distance):
-        config = space.nearest(record.config)
-        if config not in [known for known, _ in found]:
-            found.append((config, record))
-        if len(found) == limit:
+    places = 0
+    for winner in sorted(winners.values(), key=distance):
+        fresh: list[tuple[Config, Record]] = []
+        for record in sorted(thought[_place(winner)], key=_rank) or [winner]:
+            config = space.nearest(record.config)
+            if config not in [known for known, _ in (*found, *fresh)]:
+                fresh.append((config, record))
+            if len(fresh) == ESTIMATES:
+                break
+        found += fresh
+        places += bool(fresh)
+        if places == limit:
             break
     return found
 
@@ -75,7 +92,7 @@ def nearest(
     return None
 
 
-def _place(record: Record) -> tuple[object, ...]:
+def _place(record: Record) -> _Place:
     """What has to be the same of two records whose times are compared."""
     return record.workload, record.target, record.device, record.threads, record.estimator
 

@@ -75,6 +75,20 @@ def test_limit_cuts_the_farthest() -> None:
     assert found() == []
 
 
+def test_of_estimates_of_the_workload_the_best_count_as_one_place() -> None:
+    thought = [
+        at(rows, chunk, seconds=(rows + chunk / 10,), estimator="roofline", checked=False)
+        for rows in (8, 4, 2, 1)
+        for chunk in (2, 1)
+    ]
+    best = [{"BLOCK_P": rows, "CHUNK": chunk} for rows in (1, 2, 4) for chunk in (1, 2)]
+    assert found(*thought) == best
+    assert found(*thought, at(8), limit=1) == [at(8).config]
+    assert found(*thought, at(8), limit=2) == [at(8).config, *best]
+    elsewhere = [replace(record, workload=shape(Ci=128)) for record in thought]
+    assert found(*elsewhere) == best[:1]
+
+
 def test_one_winner_of_each_place() -> None:
     assert found(at(1, seconds=(3.0,)), at(2, seconds=(2.0,))) == [at(2).config]
 
