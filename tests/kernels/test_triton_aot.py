@@ -269,10 +269,11 @@ def test_committed_configs_spill_nothing_fit_and_load_wide(
         first, multiplies = facts[0], choice.kernel not in ("triton.depthwise", "triton.head")
         if multiplies:
             assert first.tensor > 0, choice.name
-        if choice.kernel != "triton.stem" and (multiplies or batch > 1):  # its pixels have 3 values
+        wide_alone = multiplies and choice.kernel != "triton.separable_swapped"
+        if choice.kernel != "triton.stem" and (wide_alone or batch > 1):  # its pixels have 3 values
             wide = first.wide_loads + first.mix["LDG.E.64"]
             assert first.wide_loads > 0
-            assert first.count("LDG", "LDGSTS") - wide <= 1, choice.name
+            assert first.count("LDG", "LDGSTS") - wide <= 2, choice.name  # biases
 
 
 @pytest.mark.parametrize("layer", ["pointwise", "separable", "stem"])
