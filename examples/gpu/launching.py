@@ -10,6 +10,7 @@ machine with the GPU.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,10 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="checkpoint; default: ImageNet")
     parser.add_argument("--log", type=Path, help="default: logs/cuda/DEVICE.jsonl")
     options = parser.parse_args()
-    target: Target = machines("cuda").host()
+    try:
+        target: Target = machines("cuda").host()
+    except ValueError as error:
+        sys.exit(f"launching.py: {error}")
     model = MobileNet(batch=options.batch, dtype=options.dtype)
     with tempfile.TemporaryDirectory(prefix="septune-") as folder:
         libraries = {way: Path(folder) / f"{way}.so" for way in WAYS}
