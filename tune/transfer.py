@@ -16,7 +16,7 @@ from targets.target import Limits, Target
 from tune.database import Record, deciding
 
 _Place = tuple[str, str, str, int, str | None]
-ESTIMATES = 6  # of one place
+ESTIMATES = 4
 
 
 def similar(
@@ -28,13 +28,15 @@ def similar(
     target: Target,
     threads: int,
     limit: int = 4,
+    estimates: int = ESTIMATES,
 ) -> list[tuple[Config, Record]]:
     """Configs of the same kernel that won at the nearest shapes, devices and thread counts.
 
-    Each is carried over to `space` and stands beside the record it comes from; nearest first. An
-    estimate of the workload itself leaves open which of its best is the fastest: it counts as one.
+    Each is carried over to `space` and stands beside the record it comes from; nearest first.
 
-    limit  places that they come from
+    limit      places that they come from
+    estimates  of one place, where they are of the workload itself: which of the best is the fastest
+               they leave open
     """
     winners: dict[_Place, Record] = {}
     thought: defaultdict[_Place, list[Record]] = defaultdict(list)
@@ -62,7 +64,7 @@ def similar(
             config = space.nearest(record.config)
             if config not in [known for known, _ in (*found, *fresh)]:
                 fresh.append((config, record))
-            if len(fresh) == ESTIMATES:
+            if len(fresh) == estimates:
                 break
         found += fresh
         places += bool(fresh)
@@ -82,7 +84,8 @@ def nearest(
     names = kernels_for(workload, target)
     spaces = {name: kernel_named(name).space(workload, target) for name in names}
     for name, space in spaces.items():
-        near = similar(records, workload, name, space, target=target, threads=threads, limit=1)
+        first = {"limit": 1, "estimates": 1}
+        near = similar(records, workload, name, space, target=target, threads=threads, **first)
         for _, record in near:
             there = (
                 one for one in records if one.kernel in spaces and _place(one) == _place(record)

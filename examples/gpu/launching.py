@@ -57,12 +57,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="septune-") as folder:
         libraries = {way: Path(folder) / f"{way}.so" for way in WAYS}
 
-        def build(way: str) -> None:
+        def build(way: str) -> Any:
             arguments = (way, model, target, options.log, options.weights, libraries[way])
-            elsewhere(built, *arguments)
+            return elsewhere(built, *arguments)
 
         with ThreadPoolExecutor(len(WAYS)) as pool:
-            list(pool.map(build, WAYS))
+            layers = list(pool.map(build, WAYS))
+        assert all(other == layers[0] for other in layers), "not the same kernels"
         found = elsewhere(timed, list(libraries.values()))
     print(f"{model.title}, {target.device}, µs\n\nway      idle to idle  queued")
     for (way, what), (alone_s, queued_s) in zip(WAYS.items(), found, strict=True):
@@ -80,23 +81,20 @@ def elsewhere(function: Any, *arguments: Any) -> Any:
 
 def built(
     way: str, model: MobileNet, target: Target, log: Path | None, weights: Path | None, output: Path
-) -> None:
-    """The library, whose kernels this process launches in its own way."""
+) -> Any:
+    """The library, whose kernels this process launches in its own way; what its layers are."""
     from tune.pipeline import Log, build
 
-    prepare(way)
     embed.compile_call = partial(launched, way)  # type: ignore[assignment]
-    build(model, target, Log.at(log, target), threads=1, weights=weights, seed=0, output=output)
-
-
-def prepare(way: str) -> None:
-    """What has to be done before the first kernel is compiled."""
-    if way == "held":
-        tile.gdc_launch_dependents = nothing
+    log_ = Log.at(log, target)
+    facts = build(model, target, log_, threads=1, weights=weights, seed=0, output=output)
+    return facts["layers"]
 
 
 def launched(way: str, call: Call, target: Target) -> tuple[aot.Binary, ...]:
     """The launches of a call as `aot` compiles them, but for how they follow one another."""
+    if way == "held":  # not before: kernels that are made of something else have no records
+        tile.gdc_launch_dependents = nothing
     binaries = aot.compile_call(call, target)
     if way == "behind":
         return tuple(replace(binary, dependent=False) for binary in binaries)

@@ -15,9 +15,9 @@ Tiling  One program computes BLOCK_P patches of ROWS x COLUMNS pixels x BLOCK_CO
         and pixels are columns, of which 8 will do. z never reaches memory, and is made anew for
         each BLOCK_CO channels. The patches are BLOCK_WO columns of some rows of one image, or, with
         BLOCK_WO = 0, follow on each other across rows and images, which leaves none idle where
-        images are small. Where one step takes all channels, all loads of a program are under way at
-        once, those of weights even before the launch ahead has ended, if its blocks leave room:
-        with RESIDENT = 2 a block takes no more than half an SM's registers.
+        images are small. Where one step takes all channels, and windows are 3x3, all loads of a
+        program are under way at once, those of weights even before the launch ahead has ended, if
+        its blocks leave room: with RESIDENT = 2 a block takes no more than half an SM's registers.
 Limits  no dilation; windows up to 7x7, because taps are unrolled; less than 2**30 elements an image
         and pixels.
 Source  own.
@@ -52,6 +52,7 @@ from targets.target import Target
 
 TILE = ("BLOCK_P", "BLOCK_CO", "BLOCK_C")
 PATCH = ("ROWS", "COLUMNS")
+RESERVED = 1024  # bytes of shared memory, with each block
 
 
 def supports(workload: Workload, target: Target) -> bool:
@@ -141,7 +142,9 @@ def space(workload: Separable, target: Target) -> Space:
             Constraint("warps have work", lambda c: c["NUM_WARPS"] == 4 or between(c) >= 2),
             Constraint(
                 "operands fit shared memory",
-                lambda c: tile_bytes(c) * int(c["RESIDENT"]) <= gpu.shared_per_block_bytes,
+                lambda c: (
+                    int(c["RESIDENT"]) * (tile_bytes(c) + RESERVED) <= gpu.shared_per_sm_bytes
+                ),
             ),
             Constraint("tiles hold few idle pixels", columns_fit),
             Constraint("SMs have work", lambda c: _programs(workload, c) >= fill),

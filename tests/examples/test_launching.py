@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 
+from kernels.version import version
+
 ROOT = Path(__file__).parents[2]
 # In a process of its own each: one of the ways changes what kernels are made of.
 COMPILE = """
 import json, sys
 import launching
+import tune.pipeline
 from kernels import kernel
+from kernels.triton import embed
+from kernels.version import version
 from kernels.workload import Pointwise
 from targets import machines
 
@@ -24,10 +29,17 @@ target = machines("cuda").DEVICES["h100"]
 workload = Pointwise(N=1, H=14, W=14, Ci=64, Co=64, dtype="float16")
 module = kernel("triton.pointwise")
 call = module.call(workload, module.space(workload, target).default, target)
-launching.prepare(sys.argv[1])
-[binary] = launching.launched(sys.argv[1], call, target)
+versions = []
+
+def build(*arguments, **options):
+    versions.append(version("triton.pointwise", "cuda", "float16"))
+    return {"layers": []}
+
+tune.pipeline.build = build
+launching.built(sys.argv[1], None, target, None, None, None)
+[binary] = embed.compile_call(call, target)
 facts = {name: getattr(binary, name) for name in ("dependent", "shared_bytes", "ir")}
-print(json.dumps(facts | {"sm_bytes": target.gpu.shared_per_sm_bytes}))
+print(json.dumps(facts | {"sm_bytes": target.gpu.shared_per_sm_bytes, "versions": versions}))
 """
 
 
@@ -42,6 +54,11 @@ def ways() -> dict[str, dict[str, Any]]:
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         found[way] = json.loads(done.stdout)
     return found
+
+
+def test_each_way_launches_the_kernels_that_have_records(ways: dict[str, Any]) -> None:
+    found = {version for binary in ways.values() for version in binary["versions"]}
+    assert found == {version("triton.pointwise", "cuda", "float16")}
 
 
 def test_only_what_is_behind_is_launched_in_the_ordinary_way(ways: dict[str, Any]) -> None:

@@ -584,23 +584,14 @@ def test_a_wrong_kernel_is_reported_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Card, "wrong", "triton.separable")
-    asked = [
-        "harvest",
-        "--budget",
-        "2s",
-        "--only",
-        ONE,
-        "--kernel",
-        "triton.depthwise",
-        "--kernel",
-        "triton.head",
-    ]
-    asked += ["-o", str(tmp_path)]
+    asked = ["harvest", "--budget", "2s", "--only", ONE, "-o", str(tmp_path)]
+    asked += ["--kernel", "triton.depthwise,triton.stem", "--kernel", "triton.head"]
     assert cli.main(asked) == 1
     printed, told = capsys.readouterr()
     assert "triton.separable separable/f16" not in told.splitlines()[-1]
     trials = [record for record in recorded(tmp_path) if record.stage == "trial"]
-    assert {record.kernel for record in trials} == {"triton.depthwise", "triton.head"}
+    kinds = {f"triton.{kind}" for kind in ("depthwise", "head", "stem")}
+    assert {record.kernel for record in trials} == kinds
     assert told.splitlines()[-1].startswith("septune: correctness failed; expected ")
     assert "wrong: output (0,) is nan" in printed
     assert (tmp_path / "summary.md").read_text().strip() in printed

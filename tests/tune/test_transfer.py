@@ -81,7 +81,7 @@ def test_of_estimates_of_the_workload_the_best_count_as_one_place() -> None:
         for rows in (8, 4, 2, 1)
         for chunk in (2, 1)
     ]
-    best = [{"BLOCK_P": rows, "CHUNK": chunk} for rows in (1, 2, 4) for chunk in (1, 2)]
+    best = [{"BLOCK_P": rows, "CHUNK": chunk} for rows in (1, 2) for chunk in (1, 2)]
     assert found(*thought) == best
     assert found(*thought, at(8), limit=1) == [at(8).config]
     assert found(*thought, at(8), limit=2) == [at(8).config, *best]

@@ -92,7 +92,7 @@ def add_kernels(options: Parser) -> None:
     options.add_argument(
         "--kernel",
         action="extend",
-        type=names,
+        type=kernels,
         default=[],
         metavar="A,B",
         help="trials of these kernels alone; repeatable",
@@ -161,6 +161,14 @@ def endpoint(text: str) -> Endpoint:
         return Endpoint.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def kernels(text: str) -> tuple[str, ...]:
+    if not (found := names(text)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names no kernel; expected some, such as te.conv"
+        )
+    return found
 
 
 def names(text: str) -> tuple[str, ...]:

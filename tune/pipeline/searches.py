@@ -54,7 +54,7 @@ class Search:
     @property
     def first(self) -> int:
         """Trials before it is compared with others: what won elsewhere, where that is known."""
-        return len(self.seeds) or FIRST
+        return min(len(self.seeds), FIRST) or FIRST
 
     def best_s(self) -> float | None:
         return min((time_s for _, time_s in self.history if time_s is not None), default=None)
