@@ -343,12 +343,13 @@ def test_a_spill_is_seen() -> None:
     module: Any = kernel("triton.pointwise")
     config = module.space(workload, target).default
     config |= {"BLOCK_P": 256, "BLOCK_CO": 256, "NUM_STAGES": 2, "NUM_WARPS": 4}
-    [binary] = compile_call(module.call(workload, config, target), target)
+    call = module.call(workload, config, target)
+    [binary] = compile_call(call, target)
     facts = cubin.inspect(binary.cubin).kernel(binary.name)
     assert facts.spills > 0
     assert binary.frame_bytes == facts.local_bytes > 0
     with pytest.raises(AssertionError):
-        assert_fits((binary,), (facts,), "sm_80")
+        assert_fits(call, (binary,), (facts,), "sm_80")
 
 
 @pytest.mark.parametrize("arch", ARCHES)
