@@ -43,7 +43,6 @@ LAYERS: dict[str, Workload] = {
     "separable": Separable(N=1, Hi=56, Wi=56, C=128, Co=128, **SAME),
     "separable, batch": Separable(N=256, Hi=14, Wi=14, C=512, Co=512, **SAME),
     "separable_swapped": Separable(N=1, Hi=14, Wi=14, C=512, Co=512, **SAME),
-    "separable_swapped, batch": Separable(N=64, Hi=28, Wi=28, C=256, Co=512, **HALF),
     "head": Head(N=1, H=7, W=7, Ci=1024, Co=1001),
     "head, batch": Head(N=256, H=7, W=7, Ci=1024, Co=1001),
 }
