@@ -73,7 +73,7 @@ def space(workload: Separable, target: Target) -> Space:
     channels = choices((16, 32, 64, 128), workload.C, least=16)[-3:]
     words = precisions(dtype, target)
     default = _default(workload, gpu.sms, (pixels, outputs, channels))
-    fill = min(gpu.sms, _finest(workload, pixels[0], outputs[0])) // 4
+    fill = min(gpu.sms, finest(workload, pixels[0], outputs[0])) // 4
 
     def threads(config: Config) -> int:
         return WARP * int(config["NUM_WARPS"])
@@ -105,7 +105,7 @@ def space(workload: Separable, target: Target) -> Space:
         """Whole rows of the tile, and no more idle pixels in it than a quarter."""
         if config["BLOCK_WO"] == 0:
             return True
-        whole = _tiles(workload, config) * int(config["BLOCK_P"]) * patch(config)
+        whole = tiles(workload, config) * int(config["BLOCK_P"]) * patch(config)
         rows = int(config["BLOCK_P"]) // int(config["BLOCK_WO"])
         used = workload.N * workload.Ho * workload.Wo
         return rows >= 2 and 4 * used >= 3 * whole
@@ -144,12 +144,12 @@ def space(workload: Separable, target: Target) -> Space:
                 "a patch sees the whole window", lambda c: patch(c) == 1 or c["WINDOW"] == "whole"
             ),
             Constraint("tiles hold few idle pixels", columns_fit),
-            Constraint("SMs have work", lambda c: _programs(workload, c) >= fill),
+            Constraint("SMs have work", lambda c: programs(workload, c) >= fill),
             Constraint(
                 "z is made anew only where programs are few",
                 lambda c: (
                     int(c["BLOCK_CO"]) >= min(workload.Co, 128)
-                    or _programs(workload, c) <= 8 * gpu.sms
+                    or programs(workload, c) <= 8 * gpu.sms
                 ),
             ),
         ),
@@ -343,7 +343,7 @@ def call(workload: Separable, config: Config, target: Target) -> Call:
                 | {"N": workload.N, "C": workload.C, "Co": workload.Co}
                 | {"ACTIVATION": workload.activation, "PRECISION": config["PRECISION"]}
                 | {name: config[name] for name in (*TILE, "BLOCK_WO", *PATCH, "WINDOW")},
-                programs=_programs(workload, config),
+                programs=programs(workload, config),
                 num_warps=int(config["NUM_WARPS"]),
                 # Only innermost loops are pipelined, and that of the taps is too short.
                 num_stages=1,
@@ -384,15 +384,15 @@ def _default(workload: Separable, sms: int, choices: tuple[tuple[int, ...], ...]
     columns = 8 if workload.Wo >= 28 else 0
     names = (*TILE, "NUM_WARPS", "WINDOW", "BLOCK_WO", *PATCH)
     wanted = (dict(zip(names, (*tile, columns, 1, 1), strict=True)) for tile in tiles)
-    return filling(wanted, dict(zip(TILE, choices, strict=True)), partial(_programs, workload), sms)
+    return filling(wanted, dict(zip(TILE, choices, strict=True)), partial(programs, workload), sms)
 
 
-def _finest(workload: Separable, BLOCK_P: int, BLOCK_CO: int) -> int:
+def finest(workload: Separable, BLOCK_P: int, BLOCK_CO: int) -> int:
     tile: Config = {"BLOCK_P": BLOCK_P, "BLOCK_CO": BLOCK_CO, "BLOCK_WO": 0}
-    return _programs(workload, tile | dict.fromkeys(PATCH, 1))
+    return programs(workload, tile | dict.fromkeys(PATCH, 1))
 
 
-def _tiles(workload: Separable, config: Config) -> int:
+def tiles(workload: Separable, config: Config) -> int:
     """Blocks of patches."""
     BLOCK_P, BLOCK_WO, ROWS, COLUMNS = (
         int(config[name]) for name in ("BLOCK_P", "BLOCK_WO", *PATCH)
@@ -404,5 +404,5 @@ def _tiles(workload: Separable, config: Config) -> int:
     return workload.N * blocks(height, rows) * blocks(width, BLOCK_WO)
 
 
-def _programs(workload: Separable, config: Config) -> int:
-    return _tiles(workload, config) * blocks(workload.Co, int(config["BLOCK_CO"]))
+def programs(workload: Separable, config: Config) -> int:
+    return tiles(workload, config) * blocks(workload.Co, int(config["BLOCK_CO"]))

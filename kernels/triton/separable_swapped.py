@@ -34,36 +34,22 @@ from triton import language as tl
 from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, Space, blocks
 from kernels.triton.call import Call, Launch, Tensor
+from kernels.triton.separable import PATCH, TILE, finest, programs, tiles
+from kernels.triton.separable import supports as supports
 from kernels.triton.tile import (
-    MOST_ELEMENTS,
-    MOST_WINDOW,
     WARP,
     await_previous,
     choices,
     filling,
-    on_gpu,
     padded,
     precisions,
     rounded,
     window,
 )
-from kernels.workload import ITEM_BYTES, Separable, Workload
+from kernels.workload import ITEM_BYTES, Separable
 from targets.target import Target
 
-TILE = ("BLOCK_P", "BLOCK_CO", "BLOCK_C")
-PATCH = ("ROWS", "COLUMNS")
 RESERVED = 1024  # bytes of shared memory, with each block
-
-
-def supports(workload: Workload, target: Target) -> bool:
-    return (
-        isinstance(workload, Separable)
-        and on_gpu(target)
-        and workload.K <= MOST_WINDOW
-        and max(workload.Hi * workload.Wi * workload.C, workload.Ho * workload.Wo * workload.Co)
-        < MOST_ELEMENTS
-        and max(workload.N * workload.Ho * workload.Wo, workload.C * workload.Co) < MOST_ELEMENTS
-    )
 
 
 def space(workload: Separable, target: Target) -> Space:
@@ -76,8 +62,7 @@ def space(workload: Separable, target: Target) -> Space:
     channels = choices(deep, workload.C, least=16)[-3:]
     words = precisions(dtype, target)[-1:]  # on tensor cores, without which nothing is gained
     default = _default(workload, gpu.sms, (patches, outputs, channels))
-    finest = _finest(workload, patches[0], outputs[0])
-    fill = min(gpu.sms, finest) // 4
+    fill = min(gpu.sms, finest(workload, patches[0], outputs[0])) // 4
 
     def threads(config: Config) -> int:
         return WARP * int(config["NUM_WARPS"])
@@ -117,7 +102,7 @@ def space(workload: Separable, target: Target) -> Space:
         """Whole rows of the tile, and no more idle pixels in it than a quarter."""
         if config["BLOCK_WO"] == 0:
             return True
-        whole = _tiles(workload, config) * columns(config)
+        whole = tiles(workload, config) * columns(config)
         rows = int(config["BLOCK_P"]) // int(config["BLOCK_WO"])
         return rows >= 2 and 4 * pixels >= 3 * whole
 
@@ -147,16 +132,16 @@ def space(workload: Separable, target: Target) -> Space:
                 ),
             ),
             Constraint("tiles hold few idle pixels", columns_fit),
-            Constraint("SMs have work", lambda c: _programs(workload, c) >= fill),
+            Constraint("SMs have work", lambda c: programs(workload, c) >= fill),
             Constraint(
                 "who shares an SM with the next launch has one program there",
-                lambda c: c["RESIDENT"] == 1 or _programs(workload, c) <= gpu.sms,
+                lambda c: c["RESIDENT"] == 1 or programs(workload, c) <= gpu.sms,
             ),
             Constraint(
                 "z is made anew only where programs are few",
                 lambda c: (
                     int(c["BLOCK_CO"]) >= min(workload.Co, 128)
-                    or _programs(workload, c) <= 8 * gpu.sms
+                    or programs(workload, c) <= 8 * gpu.sms
                 ),
             ),
         ),
@@ -314,7 +299,7 @@ def call(workload: Separable, config: Config, target: Target) -> Call:
                 | {"N": workload.N, "C": workload.C, "Co": workload.Co}
                 | {"ACTIVATION": workload.activation, "PRECISION": config["PRECISION"]}
                 | {name: config[name] for name in (*TILE, "BLOCK_WO", *PATCH)},
-                programs=_programs(workload, config),
+                programs=programs(workload, config),
                 num_warps=int(config["NUM_WARPS"]),
                 num_stages=1,
                 resident=int(config["RESIDENT"]),
@@ -353,30 +338,9 @@ def _default(workload: Separable, sms: int, choices: tuple[tuple[int, ...], ...]
         for *tile, side, warps in (half if workload.dtype == "float16" else full)
     )
     fitting = dict(zip(TILE, choices, strict=True))
-    return filling(wanted, fitting, partial(_programs, workload), 3 * sms // 4)
-
-
-def _finest(workload: Separable, BLOCK_P: int, BLOCK_CO: int) -> int:
-    tile: Config = {"BLOCK_P": BLOCK_P, "BLOCK_CO": BLOCK_CO, "BLOCK_WO": 0}
-    return _programs(workload, tile | dict.fromkeys(PATCH, 1))
+    return filling(wanted, fitting, partial(programs, workload), 3 * sms // 4)
 
 
 def _pixels(config: Config) -> int:
     """Of a patch."""
     return int(config["ROWS"]) * int(config["COLUMNS"])
-
-
-def _tiles(workload: Separable, config: Config) -> int:
-    """Blocks of patches."""
-    BLOCK_P, BLOCK_WO, ROWS, COLUMNS = (
-        int(config[name]) for name in ("BLOCK_P", "BLOCK_WO", *PATCH)
-    )
-    height, width = blocks(workload.Ho, ROWS), blocks(workload.Wo, COLUMNS)
-    if BLOCK_WO == 0:
-        return blocks(workload.N * height * width, BLOCK_P)
-    rows = max(BLOCK_P // BLOCK_WO, 1)
-    return workload.N * blocks(height, rows) * blocks(width, BLOCK_WO)
-
-
-def _programs(workload: Separable, config: Config) -> int:
-    return _tiles(workload, config) * blocks(workload.Co, int(config["BLOCK_CO"]))
