@@ -28,7 +28,7 @@ from kernels.triton.call import Call
 from targets import machines
 from targets.target import Target
 from tune.mobilenet import MobileNet
-from tune.runners.worker import Worker
+from tune.runners.worker import elsewhere
 
 WAYS = {
     "ahead": "as `build` has it",
@@ -36,7 +36,7 @@ WAYS = {
     "alone": "ahead, with an SM for each block where there are enough",
     "behind": "none ahead of the end of the one before",
 }
-BUILD_TIMEOUT_S = 300.0
+TIMEOUT_S = 300.0
 ROUNDS = 30
 WARMUP, CALLS = 3, 5  # of a round, from idle to idle
 QUEUED = 20  # of a round, one behind the other
@@ -59,24 +59,15 @@ def main() -> None:
 
         def build(way: str) -> Any:
             arguments = (way, model, target, options.log, options.weights, libraries[way])
-            return elsewhere(built, *arguments)
+            return elsewhere(built, *arguments, timeout_s=TIMEOUT_S)
 
         with ThreadPoolExecutor(len(WAYS)) as pool:
             layers = list(pool.map(build, WAYS))
         assert all(other == layers[0] for other in layers), "not the same kernels"
-        found = elsewhere(timed, list(libraries.values()))
+        found = elsewhere(timed, list(libraries.values()), timeout_s=TIMEOUT_S)
     print(f"{model.title}, {target.device}, µs\n\nway      idle to idle  queued")
     for (way, what), (alone_s, queued_s) in zip(WAYS.items(), found, strict=True):
         print(f"{way:7}  {alone_s * 1e6:12.2f}  {queued_s * 1e6:6.2f}  {what}")
-
-
-def elsewhere(function: Any, *arguments: Any) -> Any:
-    """What `function` returns in a process of its own."""
-    worker = Worker()
-    try:
-        return worker.call(function, *arguments, timeout_s=BUILD_TIMEOUT_S)
-    finally:
-        worker.stop()
 
 
 def built(

@@ -37,7 +37,7 @@ from tune.pipeline.searches import check_kernels
 from tune.pipeline.site import Site
 from tune.pipeline.tuning import FINALS_SHARE, Progress, tune
 from tune.pipeline.visit import Partial, PutOff, Unfinished, Visit
-from tune.runners.worker import Worker, WorkerCrash, WorkerError, WorkerTimeout
+from tune.runners.worker import WorkerCrash, WorkerError, WorkerTimeout, elsewhere
 
 STEP_TIMEOUT_S = 300.0
 KINDS = ("tuning", "finals", "build", "comparison", "profile")  # of steps, for each network
@@ -410,13 +410,7 @@ def _weights(harvest: _Harvest) -> Path | None:
     return path
 
 
-def _elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` returns in a process of its own."""
-    worker = Worker()
-    try:
-        return worker.call(function, *arguments, timeout_s=STEP_TIMEOUT_S)
-    finally:
-        worker.stop()
+_elsewhere = partial(elsewhere, timeout_s=STEP_TIMEOUT_S)
 
 
 def _printed(*command: str) -> str | None:

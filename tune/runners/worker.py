@@ -121,3 +121,12 @@ def essence(message: str) -> str:
     """The last line of a message that says something; TVM prints whole programs before it."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
+
+
+def elsewhere(function: Callable[..., T], *arguments: Any, timeout_s: float) -> T:
+    """What `function` returns in a process of its own."""
+    worker = Worker()
+    try:
+        return worker.call(function, *arguments, timeout_s=timeout_s)
+    finally:
+        worker.stop()
