@@ -11,6 +11,7 @@ from targets.target import Limits, Target
 KIB = 1024
 AVX2 = frozenset({"avx2", "fma"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+AMX = frozenset({"amx_tile", "amx_bf16"})
 NO_LINKER = (
     "no C++ compiler on PATH; expected g++, c++ or clang++, which link what TVM compiles; "
     "install one, on Debian as root: apt-get install g++"
@@ -65,14 +66,14 @@ DEVICES = {
         _device(
             "sapphirerapids",
             "sapphirerapids",
-            AVX512 | {"GenuineIntel", "avx512_fp16", "amx_tile"},
+            AVX512 | AMX | {"GenuineIntel", "avx512_fp16"},
             l1_kib=48,
             l2_kib=2048,
         ),
         _device(
             "graniterapids",
             "graniterapids",
-            AVX512 | {"GenuineIntel", "avx512_fp16", "amx_fp16"},
+            AVX512 | AMX | {"GenuineIntel", "avx512_fp16", "amx_fp16"},
             l1_kib=48,
             l2_kib=2048,
         ),

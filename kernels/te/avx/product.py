@@ -126,7 +126,7 @@ def _cost(workload: Pointwise, lanes: int, tile: tuple[int, int]) -> tuple[int, 
     rows, vectors = tile
     cost = loads = 0
     for down in heights(workload.pixels, rows, vectors):
-        for across in _runs("b", workload.Co // lanes, vectors):
+        for across in runs("b", workload.Co // lanes, vectors):
             count = (down.stop - down.start) * (across.stop - across.start)
             loaded = down.size + across.size
             cost += count * max(down.size * across.size, loaded, CHAINS)
@@ -250,21 +250,21 @@ def tiled(
             for text in loops(*others, runs=runs | {name: run}):
                 yield indent(text, "    ")
 
-    axes = [("b", _runs("b", channels, columns)), ("t", list(down))]
+    axes = [("b", runs("b", channels, columns)), ("t", list(down))]
     return "\n".join(loops(*(axes if keep_weights else reversed(axes)), runs={}))
 
 
-def _runs(name: str, size: int, block: int) -> list[Run]:
+def runs(name: str, size: int, block: int) -> list[Run]:
     """Whole tiles of so many, and one of what is left."""
     whole, left = divmod(size, block)
-    runs = [Run(0, whole, block, f"{name} * {block}")] if whole else []
-    return runs + [Run(whole, whole + 1, left, f"{name} * {block}")] * (left > 0)
+    found = [Run(0, whole, block, f"{name} * {block}")] if whole else []
+    return found + [Run(whole, whole + 1, left, f"{name} * {block}")] * (left > 0)
 
 
 def heights(pixels: int, rows: int, vectors: int) -> list[Run]:
     """Tiles of so many rows; all nearly as high where a last one would sum too little."""
     if not 0 < pixels % rows * vectors < CHAINS:
-        return _runs("t", pixels, rows)
+        return runs("t", pixels, rows)
     return evenly(pixels, blocks(pixels, rows))
 
 

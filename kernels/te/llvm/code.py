@@ -55,8 +55,9 @@ class Code:
         self.vector = f"<{self.lanes} x {self._element}>"
         self._suffix = f"v{self.lanes}{suffix}"
         self._numbers = count()
+        self._called: dict[str, str] = {}
         self.lines: list[str] = []
-        self.constants: list[str] = []
+        self.outside: list[str] = []
 
     def let(self, instruction: str) -> str:
         """The name of its value."""
@@ -152,6 +153,23 @@ class Code:
     def store(self, value: str, pointer: str) -> None:
         self.lines.append(f"store {self.vector} {value}, ptr {pointer}, align {self.item_bytes}")
 
+    def call(self, name: str, *arguments: tuple[str, object]) -> None:
+        """Call what returns nothing.
+
+        arguments  kind and value of each
+        """
+        values = ", ".join(f"{kind} {value}" for kind, value in arguments)
+        self.lines.append(f"call void {name}({values})")
+        kinds = ", ".join(kind for kind, _ in arguments)
+        self._called[name] = f"declare void {name}({kinds})"
+
+    def constant(self, data: bytes) -> str:
+        """The name of constant bytes."""
+        name = f"@bytes_{hashlib.sha256(data).hexdigest()[:16]}"
+        text = "".join(f"\\{byte:02x}" for byte in data)
+        self.outside.append(f'{name} = private constant [{len(data)} x i8] c"{text}"')
+        return name
+
     def steps(self, steps: Sequence[Sequence[int]], kinds: Sequence[Sequence[str]]) -> None:
         """Go on with step after step, each the lines of its kind.
 
@@ -163,7 +181,7 @@ class Code:
         values = ", ".join(f"i32 {value}" for row in rows for value in row)
         table = f"[{len(rows) * width} x i32]"
         name = f"@steps_{hashlib.sha256(values.encode()).hexdigest()[:16]}"
-        self.constants.append(f"{name} = private constant {table} [ {values} ]")
+        self.outside.append(f"{name} = private constant {table} [ {values} ]")
         labels = " ".join(f"i32 {number}, label %kind.{number}" for number in range(len(kinds)))
         self.lines += [
             "%place = alloca ptr",
@@ -206,12 +224,13 @@ class Code:
         )
         name = f"septune_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
         head = f"define linkonce_odr hidden i32 @{name}"
-        return name, "\n".join([*self.constants, head + body, *self._declarations()])
+        return name, "\n".join([*self.outside, head + body, *self._declarations()])
 
     def _declarations(self) -> list[str]:
         """Of the intrinsics."""
         arities = {"fma": 3, "maxnum": 2, "minnum": 2}
-        declared = [
+        declared = [*self._called.values()]
+        declared += [
             f"declare {self.vector} @llvm.{name}.{self._suffix}({', '.join([self.vector] * arity)})"
             for name, arity in arities.items()
         ]
