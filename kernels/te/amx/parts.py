@@ -12,18 +12,23 @@ Source  own; the scheme is that of Henry, Tang and Heinecke, "Leveraging the bfl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from kernels.reference import Array
 from kernels.te.llvm.code import Code
+from kernels.te.llvm.depthwise import Outputs
+from kernels.te.tile import LINE_BYTES
 
 PARTS = 3
 # (part of x, part of wt), small ones first; from one to the next one of the two is as it was.
 PRODUCTS = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))
 HALF, UPPER = 0x8000, 0xFFFF0000  # of the last bit that is kept; the bits that are
+LINE = LINE_BYTES // 4  # float32 in a cache line, which 32 channels of a part take
 
 
-def parts(values: Array) -> Array:
+def split(values: Array) -> Array:
     """(3, ...) uint16: the bits of the parts of (...) float32."""
     found, left = [], values.astype(np.float32)
     for _ in range(PARTS):
@@ -33,23 +38,35 @@ def parts(values: Array) -> Array:
     return np.stack(found)
 
 
-def store_parts(code: Code, pair: tuple[str, str], places: tuple[str, ...]) -> None:
-    """Lines that store the parts of two vectors, one behind the other, each at one of the places."""
-    ints, halves = f"<{code.lanes} x i32>", f"<{2 * code.lanes} x i16>"
-    odd = ", ".join(f"i32 {2 * lane + 1}" for lane in range(2 * code.lanes))
-    left = pair
-    for number, place in enumerate(places):
-        rounded = []
-        for value in left:
-            bits = code.let(f"bitcast {code.vector} {value} to {ints}")
-            raised = code.let(f"add {ints} {bits}, splat (i32 {HALF})")
-            rounded.append(code.let(f"and {ints} {raised}, splat (i32 {UPPER - (1 << 32)})"))
-        one, other = (code.let(f"bitcast {ints} {bits} to {halves}") for bits in rounded)
-        upper = code.let(
-            f"shufflevector {halves} {one}, {halves} {other}, <{2 * code.lanes} x i32> <{odd}>"
-        )
-        code.lines.append(f"store {halves} {upper}, ptr {place}, align 2")
-        if number < PARTS - 1:
-            wide = [code.let(f"bitcast {ints} {bits} to {code.vector}") for bits in rounded]
-            first, second = map(code.subtract, left, wide)
-            left = (first, second)
+def pixels(channels: int) -> Outputs:
+    """How pixels lie for the tile unit, in the place of as many float32.
+
+    A line is 32 channels of a part; the lines of all parts follow one another, and 32 channels
+    follow 32. Behind a pixel a line is free, so that the next one takes another place in L1.
+    """
+    between = f"c // 2 * {PARTS * LINE} + c % 2 * {LINE // 2}"
+    return Outputs(PARTS * channels // 2 + LINE, between, _store_one)
+
+
+def _store_one(code: Code, value: str, place: str) -> None:
+    store(code, [value], place)
+
+
+def store(code: Code, values: Sequence[str], place: str) -> None:
+    """Lines that store the parts of a vector, or of two side by side, the first at an address."""
+    bits, halves = f"<{code.lanes} x i32>", f"<{2 * code.lanes} x i16>"
+    count = code.lanes * len(values)
+    upper = f"<{count} x i32> <{', '.join(f'i32 {2 * lane + 1}' for lane in range(count))}>"
+    for part in range(PARTS):
+        numbers = [code.let(f"bitcast {code.vector} {value} to {bits}") for value in values]
+        raised = [code.let(f"add {bits} {number}, splat (i32 {HALF})") for number in numbers]
+        pairs = [code.let(f"bitcast {bits} {number} to {halves}") for number in raised]
+        both = ", ".join(f"{halves} {pair}" for pair in (*pairs, "poison")[:2])
+        short = code.let(f"shufflevector {both}, {upper}")
+        address = code.behind(place, part * LINE)
+        code.lines.append(f"store <{count} x i16> {short}, ptr {address}, align 2")
+        if part < PARTS - 1:
+            mask = f"splat (i32 {UPPER - (1 << 32)})"
+            rounded = [code.let(f"and {bits} {number}, {mask}") for number in raised]
+            wide = [code.let(f"bitcast {bits} {number} to {code.vector}") for number in rounded]
+            values = [*map(code.subtract, values, wide)]

@@ -3,25 +3,33 @@
 Maths   y[p,co] = act(bias[co] + sum_ci x[p,ci] * wt[ci,co]), p a pixel of the batch
 Shapes  x (P,Ci)  y (P,Co)  wt, bias as `kernels.te.amx.product` packs them
 Types   float32.
-Tiling  That of `kernels.te.amx.product`. A task has CHUNK rows of its tiles, and one of PARTS of the
-        output channels.
+Tiling  That of `kernels.te.amx.product`. A task has CHUNK rows of its tiles, whose parts it first
+        lays out, and one of PARTS of the output channels.
 Limits  Those of `kernels.te.amx.product`.
-Source  own; for the product that of `kernels.te.amx.product`.
+Source  own.
 """
 
 from __future__ import annotations
-
-from functools import partial
 
 from tvm.ir import IRModule
 
 from kernels.reference import Array
 from kernels.space import Config, Space
-from kernels.te.amx import product
+from kernels.te.amx import parts, product
 from kernels.te.avx import pointwise
+from kernels.te.avx.product import Task
+from kernels.te.llvm.code import Code, isa_of
 from kernels.te.tasks import task_pixels
 from kernels.workload import Pointwise, Workload
 from targets.target import Target
+
+BUFFER = 's = T.sblock_alloc_buffer(({pixels}, {pixel}), "{dtype}")\n'
+LAY_OUT = """
+for p in range({pixels}):
+    T.evaluate(
+        T.call_extern("int32", "{name}", s.access_ptr("w", offset=p * {pixel}), {x})
+    )
+"""
 
 
 def supports(workload: Workload, target: Target) -> bool:
@@ -36,11 +44,20 @@ def space(workload: Pointwise, target: Target) -> Space:
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
     codes: dict[str, str] = {}
-    calls = partial(product.calls, workload, config, target, codes)
-    pixels = min(task_pixels(workload, config), workload.pixels)
+    pixel = parts.pixels(workload.Ci).pixel
+
+    def calls(task: Task) -> str:
+        x = f's.access_ptr("r", offset=({{pixel}}) * {pixel})'
+        multiplied = product.calls(workload, config, target, codes, task._replace(x=x))
+        return _lay_out(workload, target, codes, task) + multiplied
+
+    buffer = BUFFER.format(
+        pixels=min(task_pixels(workload, config), workload.pixels),
+        pixel=pixel,
+        dtype=workload.dtype,
+    )
     shapes = product.shapes(workload, config)
-    buffers = product.buffers(workload, config, pixels)
-    return pointwise.scheduled(workload, config, codes, calls, shapes, buffers=buffers)
+    return pointwise.scheduled(workload, config, codes, calls, shapes, buffers=buffer)
 
 
 def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -51,3 +68,21 @@ def pack(workload: Pointwise, config: Config, weights: tuple[Array, ...]) -> tup
 def flops(workload: Pointwise) -> int:
     """Operations of the vector units in the time that the products take."""
     return product.operations(workload)
+
+
+def _lay_out(workload: Pointwise, target: Target, codes: dict[str, str], task: Task) -> str:
+    """Statements that lay out a task's pixels."""
+    name, codes[name] = _pixel_laid_out(Code(isa_of(target), workload.dtype), workload.Ci)
+    pixel, x = parts.pixels(workload.Ci).pixel, task.x.format(pixel="p")
+    return LAY_OUT.lstrip().format(pixels=task.pixels, name=name, pixel=pixel, x=x)
+
+
+def _pixel_laid_out(code: Code, channels: int) -> tuple[str, str]:
+    """Name and code of `int (s, x)`, which lays out a pixel, a line of each part a turn."""
+    pair, line = 2 * code.lanes, parts.PARTS * parts.LINE
+    parts.store(code, [code.load_at("%x.now", at) for at in (0, code.lanes)], "%s.now")
+    phis = [("i32", "%turn", str(channels // pair), "%left")]
+    for name, elements in {"%s": line, "%x": pair}.items():
+        phis.append(("ptr", f"{name}.now", name, code.behind(f"{name}.now", elements)))
+    code.loop(phis, before=[], turn=code.lines, after=[])
+    return code.function(("ptr %s", "ptr %x"))

@@ -7,10 +7,10 @@ Maths   z[n,ho,wo,c] = act(dw_bias[c] + sum_{kh,kw} x[n, ho*stride+kh-top, wo*st
 Shapes  x (N,Hi,Wi,C)  dw_wt (K*K,C)  dw_bias (C,)  y (N*Ho*Wo,Co)
         wt, bias as `kernels.te.amx.product` packs them
 Types   float32.
-Tiling  That of `kernels.te.avx.separable`, whose product is the one of `kernels.te.amx.product`:
-        beside z a task has the parts of its pixels, or of a tile of them.
+Tiling  That of `kernels.te.avx.separable`, whose product is the one of `kernels.te.amx.product`;
+        z is stored by parts.
 Limits  Those of `kernels.te.amx.product`, and K at most 3.
-Source  own; for the product that of `kernels.te.amx.product`.
+Source  own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tvm.ir import IRModule
 
 from kernels.reference import Array
 from kernels.space import Config, Space
-from kernels.te.amx import product
+from kernels.te.amx import parts, product
 from kernels.te.avx import separable
 from kernels.te.llvm import depthwise
 from kernels.workload import Separable, Workload
@@ -45,11 +45,10 @@ def space(workload: Separable, target: Target) -> Space:
 def lower(workload: Separable, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, dw_wt, dw_bias, wt, bias, y)."""
     codes: dict[str, str] = {}
-    pointwise = workload.pointwise
-    multiply = partial(product.calls, pointwise, config, target, codes)
-    shapes = product.shapes(pointwise, config)
-    buffers = product.buffers(pointwise, config, int(config["ROWS"]) * workload.Wo)
-    return separable.scheduled(workload, config, target, codes, multiply, shapes, buffers=buffers)
+    multiply = partial(product.calls, workload.pointwise, config, target, codes)
+    shapes = product.shapes(workload.pointwise, config)
+    z = parts.pixels(workload.C)
+    return separable.scheduled(workload, config, target, codes, multiply, shapes, z=z)
 
 
 def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -37,7 +37,7 @@ from kernels.workload import ITEM_BYTES, Pointwise, Separable, Workload
 from targets.target import Target
 
 TASK = """
-z = T.sblock_alloc_buffer(({pixels}, {C}), "{dtype}")
+z = T.sblock_alloc_buffer(({pixels}, {pixel}), "{dtype}")
 for h in range({heights}):
 {depthwise}
 {pointwise}
@@ -112,26 +112,29 @@ def scheduled(
     multiply: Callable[[Task], str],
     shapes: Mapping[str, Sequence[int]],
     *,
+    z: depthwise.Outputs | None = None,
     buffers: str = "",
 ) -> IRModule:
     """That function, whose tasks multiply by such calls.
 
     shapes   of wt and bias
+    z        how it lies in its buffer; by default (ROWS*Wo,C)
     buffers  statements: what the calls need of their own
     """
     C, Co, Ho, Wo, image = workload.C, workload.Co, workload.Ho, workload.Wo, workload.depthwise
+    z = z or depthwise.plain(image, target)
     lanes = isa_of(target).lanes(workload.dtype)
     rows, tile = int(config["ROWS"]), (int(config["BLOCK_HO"]), int(config["BLOCK_WO"]))
     heights, pixels, parts = rows // tile[0], rows * Wo, int(config["PARTS"])
     pixel_of_z = f"(({{row}} - vh * {rows}) * {Wo} + {{column}})"
     first = calls(
         image,
-        lambda vertical, horizontal: depthwise.tile(image, target, vertical, horizontal),
+        lambda vertical, horizontal: depthwise.tile(image, target, z, vertical, horizontal),
         codes,
         tile=tile,
         row=f"vh * {heights} + h",
         each=C // lanes,
-        y=f'z.access_ptr("w", offset={pixel_of_z} * {C} + c * {lanes})',
+        y=f'z.access_ptr("w", offset={pixel_of_z} * {z.pixel} + {z.vector})',
         channel_of_x=f"c * {lanes}",
         wt=f"dw_wt[0, c * {lanes}]",
         bias=f"dw_bias[c * {lanes}]",
@@ -147,14 +150,14 @@ def scheduled(
             first=f"(vn * {Ho // rows} + vh) * {pixels}",
             parts=parts,
             part="vp",
-            x=f'z.access_ptr("r", offset=({{pixel}}) * {C})',
+            x=f'z.access_ptr("r", offset=({{pixel}}) * {z.pixel})',
             following=f'x.access_ptr("r", offset={row_of_x} + {{offset}})',
             amount=below * workload.Wi * C,
         )
     )
     task = TASK.format(
         pixels=pixels,
-        C=C,
+        pixel=z.pixel,
         dtype=workload.dtype,
         heights=heights,
         depthwise=indent(first, " " * 4),

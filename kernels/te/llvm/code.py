@@ -96,11 +96,12 @@ class Code:
         """The bytes of so many elements in a register, a number that LLVM does not know."""
         return self.let(f'call i64 asm "", "=r,0"(i64 {elements * self.item_bytes})')
 
-    def ask(self, pointer: str, elements: int) -> None:
-        """Ask for the cache lines of so many elements, to be in L2."""
+    def ask(self, pointer: str, elements: int, *, to_write: bool = False) -> None:
+        """Ask for the cache lines of so many elements, to be in L2, or in L1 and ours to write."""
+        how = "i32 1, i32 3" if to_write else "i32 0, i32 2"
         for first in range(0, elements * self.item_bytes, LINE_BYTES):
             address = self.behind(pointer, first // self.item_bytes)
-            self.lines.append(f"call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 2, i32 1)")
+            self.lines.append(f"call void @llvm.prefetch.p0(ptr {address}, {how}, i32 1)")
 
     def advance(self, pointer: str, distance: str) -> str:
         """The address so many bytes further on."""

@@ -17,7 +17,8 @@ Source  own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from tvm.ir import IRModule
 
@@ -36,6 +37,19 @@ OTHER_REGISTERS = 7
 OTHERS_OF_A_ROW = 4  # a pixel, the bias and the bounds of ReLU6
 # Pixels further apart take each other's place in L1, whose ways have 4 KB each.
 NEAR_BYTES = 512
+
+
+class Outputs(NamedTuple):
+    """How outputs lie in memory.
+
+    pixel   elements from one to the next
+    vector  elements from a pixel to vector `c` of its channels, an expression
+    store   lines that store a vector at an address
+    """
+
+    pixel: int
+    vector: str
+    store: Callable[[Code, str, str], None]
 
 
 def supports(workload: Workload, target: Target) -> bool:
@@ -80,9 +94,10 @@ def space(workload: Depthwise, target: Target) -> Space:
 def lower(workload: Depthwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
     lanes = isa_of(target).lanes(workload.dtype)
+    outputs = plain(workload, target)
     return scheduled(
         workload,
-        lambda vertical, horizontal: tile(workload, target, vertical, horizontal),
+        lambda vertical, horizontal: tile(workload, target, outputs, vertical, horizontal),
         tile=(int(config["BLOCK_HO"]), int(config["BLOCK_WO"])),
         channels=lanes,
         parts=workload.C // int(config["BLOCK_C"]),
@@ -108,18 +123,33 @@ def _sums_rows(workload: Depthwise, target: Target) -> bool:
     return near and not _holds_taps(workload, target)
 
 
-def tile(workload: Depthwise, target: Target, vertical: Side, horizontal: Side) -> tuple[str, str]:
+def plain(workload: Depthwise, target: Target) -> Outputs:
+    """As they are in y (N,Ho,Wo,C)."""
+    lanes = isa_of(target).lanes(workload.dtype)
+    return Outputs(workload.C, f"c * {lanes}", Code.store)
+
+
+def tile(
+    workload: Depthwise, target: Target, outputs: Outputs, vertical: Side, horizontal: Side
+) -> tuple[str, str]:
     """Name and code of `int (y, x, wt, bias)`, which makes a tile."""
     code = Code(isa_of(target), workload.dtype)
     if _sums_rows(workload, target):
-        _by_rows(code, workload, vertical, horizontal)
+        _by_rows(code, workload, outputs, vertical, horizontal)
     else:
-        _by_pixels(code, workload, vertical, horizontal, hold=_holds_taps(workload, target))
+        hold = _holds_taps(workload, target)
+        _by_pixels(code, workload, outputs, vertical, horizontal, hold=hold)
     return code.function(("ptr %y", "ptr %x", "ptr %wt", "ptr %bias"))
 
 
 def _by_pixels(
-    code: Code, workload: Depthwise, vertical: Side, horizontal: Side, *, hold: bool
+    code: Code,
+    workload: Depthwise,
+    outputs: Outputs,
+    vertical: Side,
+    horizontal: Side,
+    *,
+    hold: bool,
 ) -> None:
     """Each pixel of the input is loaded once, for all outputs that see it.
 
@@ -129,7 +159,7 @@ def _by_pixels(
     held = {tap: code.load_at("%wt", tap * C) for tap in range(K * K)} if hold else {}
     bias = code.load_at("%bias", 0)
     x, wt, rows_of_y = "%x", "%wt", ["%y"]
-    row_of_x, row_of_y = (code.hidden(C * width) for width in (workload.Wi, workload.Wo))
+    row_of_x, row_of_y = code.hidden(C * workload.Wi), code.hidden(outputs.pixel * workload.Wo)
     sums: dict[tuple[int, int], str] = {}
     for i in vertical.inside(K, stride):
         for j in horizontal.inside(K, stride):
@@ -146,7 +176,7 @@ def _by_pixels(
                     if ho == len(rows_of_y):
                         rows_of_y.append(code.advance(rows_of_y[-1], row_of_y))
                     done = code.activate(sums.pop((ho, wo)), workload.activation)
-                    code.store(done, code.behind(rows_of_y[ho], wo * C))
+                    outputs.store(code, done, code.behind(rows_of_y[ho], wo * outputs.pixel))
             kept = [(ho, wo) for ho, wo, _ in seen if (ho, wo) in sums]
             pointers = (x, rows_of_y[-1], *(() if held else (wt,)))
             (x, rows_of_y[-1], *moved), values = code.step(pointers, [sums[at] for at in kept])
@@ -155,12 +185,14 @@ def _by_pixels(
         x = code.advance(x, row_of_x)
 
 
-def _by_rows(code: Code, workload: Depthwise, vertical: Side, horizontal: Side) -> None:
+def _by_rows(
+    code: Code, workload: Depthwise, outputs: Outputs, vertical: Side, horizontal: Side
+) -> None:
     """A row of outputs after the other, of which a row of taps in registers makes a part."""
     K, stride, C = workload.K, workload.stride, workload.C
     bias = code.load_at("%bias", 0)
     first, wt, y = "%x", "%wt", "%y"  # the first row under an output that is inside the image
-    row_of_x, row_of_y = (code.hidden(C * width) for width in (workload.Wi, workload.Wo))
+    row_of_x, row_of_y = code.hidden(C * workload.Wi), code.hidden(outputs.pixel * workload.Wo)
     inside = vertical.inside(K, stride)
     for ho in range(vertical.outputs):
         x, sums = first, [bias] * horizontal.outputs
@@ -173,7 +205,8 @@ def _by_rows(code: Code, workload: Depthwise, vertical: Side, horizontal: Side) 
                 (x, wt, y), sums = code.step((x, wt, y), sums)
             x = code.advance(x, row_of_x)
         for wo, value in enumerate(sums):
-            code.store(code.activate(value, workload.activation), code.behind(y, wo * C))
+            done = code.activate(value, workload.activation)
+            outputs.store(code, done, code.behind(y, wo * outputs.pixel))
         y = code.advance(y, row_of_y)
         for i in range(ho * stride, (ho + 1) * stride):
             if i in inside:
