@@ -34,13 +34,14 @@ LONG: tuple[Workload, ...] = (
 PROBE_DEVICES = {"x86": "x86-64-v3", "arm64": "cortex-a76", "cuda": "sm_90"}
 # Where vectors are wider, and enough for all that a kernel would hold, its code is another one.
 WIDE_DEVICES = {"x86": "x86-64-v4"}
+TILE_DEVICES = {"x86": "sapphirerapids"}
 WIDE: tuple[Workload, ...] = (
     Conv(N=1, Hi=18, Wi=19, Ci=3, Co=48, stride=2, pad=(0, 1, 0, 1)),
     Depthwise(N=1, Hi=9, Wi=11, C=48, stride=1, pad=(1, 1, 1, 1)),
     Pointwise(N=1, H=9, W=11, Ci=64, Co=80),
     Separable(N=1, Hi=9, Wi=11, C=48, Co=80, stride=1, pad=(1, 1, 1, 1)),
 )
-# Whose halves and quarters are whole vectors, too.
+# Whose channels are whole rows of tile registers, and whose halves and quarters whole vectors, too.
 HALVES: tuple[Workload, ...] = (
     Pointwise(N=1, H=9, W=11, Ci=64, Co=192),
     Separable(N=1, Hi=9, Wi=11, C=64, Co=192, stride=1, pad=(1, 1, 1, 1)),
@@ -63,6 +64,8 @@ def version(name: str, kind: str, dtype: str) -> str:
     if name.endswith("_strassen"):
         devices = (found[kind] for found in (PROBE_DEVICES, WIDE_DEVICES) if kind in found)
         probes = [(device, probe) for device in devices for probe in HALVES]
+    if name.startswith("te.amx."):
+        probes = [(TILE_DEVICES[kind], probe) for probe in HALVES]
     digest = hashlib.sha256()
     for device, workload in probes:
         target, probe = machines(kind).DEVICES[device], replace(workload, dtype=dtype)
