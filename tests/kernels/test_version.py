@@ -124,6 +124,8 @@ def test_other_code_is_another_version(
         "te.avx.pointwise_strassen",
         "te.avx.separable",
         "te.avx.separable_strassen",
+        "te.amx.pointwise",
+        "te.amx.separable",
     }
 
 

@@ -1,9 +1,9 @@
 """A float32 as the sum of three bfloat16, of which the tile unit makes products.
 
 Maths   x = x0 + x1 + x2, each part what the ones before it left, rounded to 8 bits; |x1| is at most
-        2**-9 |x|, |x2| at most 2**-18 |x|, and nothing is left. Of the nine products of the parts of
-        two numbers six are made, PRODUCTS; the three others come to 2**-26 of the whole, a quarter
-        of what rounding it to float32 may take.
+        2**-8 |x|, |x2| at most 2**-16 |x|, and nothing is left. Of the nine products of the parts of
+        two numbers six are made, PRODUCTS; the three others come to 2**-24 of the whole at most and
+        to 2**-27 as a rule, where rounding it to float32 takes 2**-24 and 2**-25.
 Limits  finite numbers. The tile unit takes a bfloat16 below 2**-126 for 0, so that numbers below
         2**-108 lose bits.
 Source  own; the scheme is that of Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial
@@ -25,7 +25,8 @@ PARTS = 3
 # (part of x, part of wt), small ones first; from one to the next one of the two is as it was.
 PRODUCTS = ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0))
 HALF, UPPER = 0x8000, 0xFFFF0000  # of the last bit that is kept; the bits that are
-LINE = LINE_BYTES // 4  # float32 in a cache line, which 32 channels of a part take
+DEEP = 32  # channels of a part in a cache line
+LINE = LINE_BYTES // 4  # float32 in its place
 
 
 def split(values: Array) -> Array:
@@ -38,18 +39,21 @@ def split(values: Array) -> Array:
     return np.stack(found)
 
 
-def pixels(channels: int) -> Outputs:
+def pixels(channels: int, lanes: int) -> Outputs:
     """How pixels lie for the tile unit, in the place of as many float32.
 
-    A line is 32 channels of a part; the lines of all parts follow one another, and 32 channels
-    follow 32. Behind a pixel a line is free, so that the next one takes another place in L1.
+    A line is DEEP channels of a part; the lines of all parts follow one another, and DEEP channels
+    follow DEEP. Behind a pixel a line is free, so that the next one takes another place in L1.
+
+    lanes  of a vector that is stored
     """
-    between = f"c // 2 * {PARTS * LINE} + c % 2 * {LINE // 2}"
-    return Outputs(PARTS * channels // 2 + LINE, between, _store_one)
+    among = DEEP // lanes
+    vector = f"c // {among} * {PARTS * LINE} + c % {among} * {lanes // 2}"
 
+    def store_one(code: Code, value: str, place: str) -> None:
+        store(code, [value], place)
 
-def _store_one(code: Code, value: str, place: str) -> None:
-    store(code, [value], place)
+    return Outputs(PARTS * channels // 2 + LINE, vector, store_one)
 
 
 def store(code: Code, values: Sequence[str], place: str) -> None:

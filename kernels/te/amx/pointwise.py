@@ -44,7 +44,7 @@ def space(workload: Pointwise, target: Target) -> Space:
 def lower(workload: Pointwise, config: Config, target: Target) -> IRModule:
     """The scheduled function main(x, wt, bias, y)."""
     codes: dict[str, str] = {}
-    pixel = parts.pixels(workload.Ci).pixel
+    pixel = parts.pixels(workload.Ci, isa_of(target).lanes(workload.dtype)).pixel
 
     def calls(task: Task) -> str:
         x = f's.access_ptr("r", offset=({{pixel}}) * {pixel})'
@@ -72,17 +72,20 @@ def flops(workload: Pointwise) -> int:
 
 def _lay_out(workload: Pointwise, target: Target, codes: dict[str, str], task: Task) -> str:
     """Statements that lay out a task's pixels."""
-    name, codes[name] = _pixel_laid_out(Code(isa_of(target), workload.dtype), workload.Ci)
-    pixel, x = parts.pixels(workload.Ci).pixel, task.x.format(pixel="p")
+    code = Code(isa_of(target), workload.dtype)
+    pixel, x = parts.pixels(workload.Ci, code.lanes).pixel, task.x.format(pixel="p")
+    name, codes[name] = _pixel_laid_out(code, workload.Ci)
     return LAY_OUT.lstrip().format(pixels=task.pixels, name=name, pixel=pixel, x=x)
 
 
 def _pixel_laid_out(code: Code, channels: int) -> tuple[str, str]:
     """Name and code of `int (s, x)`, which lays out a pixel, a line of each part a turn."""
-    pair, line = 2 * code.lanes, parts.PARTS * parts.LINE
-    parts.store(code, [code.load_at("%x.now", at) for at in (0, code.lanes)], "%s.now")
-    phis = [("i32", "%turn", str(channels // pair), "%left")]
-    for name, elements in {"%s": line, "%x": pair}.items():
+    for first in range(0, parts.DEEP, 2 * code.lanes):
+        pair = [code.load_at("%x.now", first + lane) for lane in (0, code.lanes)]
+        parts.store(code, pair, code.behind("%s.now", first // 2))
+    steps = {"%s": parts.PARTS * parts.LINE, "%x": parts.DEEP}
+    phis = [("i32", "%turn", str(channels // parts.DEEP), "%left")]
+    for name, elements in steps.items():
         phis.append(("ptr", f"{name}.now", name, code.behind(f"{name}.now", elements)))
     code.loop(phis, before=[], turn=code.lines, after=[])
     return code.function(("ptr %s", "ptr %x"))

@@ -22,7 +22,7 @@ import numpy as np
 from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, blocks
 from kernels.te.amx import parts
-from kernels.te.amx.parts import LINE, PARTS, PRODUCTS
+from kernels.te.amx.parts import DEEP, LINE, PARTS, PRODUCTS
 from kernels.te.avx import product
 from kernels.te.avx.product import Run, Task
 from kernels.te.llvm.code import Code, isa_of, looped
@@ -33,7 +33,6 @@ from targets.target import Target
 FEATURES = {"amx_tile", "amx_bf16"}
 REGISTERS, ROWS = 8, 16  # tile registers, and rows of one
 WIDE = 16  # sums of float32 in a row
-DEEP = 32  # bfloat16 in a row
 REGISTER = ROWS * WIDE  # float32 in a register
 UNIT = "@llvm.x86."  # whose functions are the tile unit's instructions
 PERMISSION = "@septune_tiles = linkonce_odr hidden global i8 0"  # whether it was asked for
@@ -184,7 +183,8 @@ def _code(
     sums = {(m, n): m * registers[1] + n for m in range(down) for n in range(across)}
     of_x = [registers[0] * registers[1] + m for m in range(down)]
     of_wt = [registers[0] * registers[1] + registers[0] + n for n in range(across)]
-    row_of_x, row_of_wt = parts.pixels(workload.Ci).pixel, REGISTER * registers[1]
+    row_of_x = parts.pixels(workload.Ci, code.lanes).pixel
+    row_of_wt = REGISTER * registers[1]
 
     def load(register: int, pointer: str, elements: int, stride: int) -> None:
         place = ("ptr", code.behind(pointer, elements))
@@ -220,8 +220,9 @@ def _code(
         code.call(f"{UNIT}tilestored64", ("i8", register), address, ("i64", LINE_BYTES))
     for pixel in range(pixels):
         m, row = divmod(pixel, rows)
-        for n in range(across):
-            value = code.load_at("%sums", (m * across + n) * REGISTER + row * WIDE)
+        for channel in range(0, tile[1], code.lanes):
+            n, lane = divmod(channel, WIDE)
+            value = code.load_at("%sums", (m * across + n) * REGISTER + row * WIDE + lane)
             done = code.activate(value, workload.activation)
-            code.store(done, code.behind("%y", pixel * workload.Co + n * WIDE))
+            code.store(done, code.behind("%y", pixel * workload.Co + channel))
     return code.function(("ptr %y", "ptr %x", "ptr %wt", "ptr %bias", "ptr %next"))

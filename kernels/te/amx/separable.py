@@ -24,6 +24,7 @@ from kernels.space import Config, Space
 from kernels.te.amx import parts, product
 from kernels.te.avx import separable
 from kernels.te.llvm import depthwise
+from kernels.te.llvm.code import isa_of
 from kernels.workload import Separable, Workload
 from targets.target import Target
 
@@ -47,7 +48,7 @@ def lower(workload: Separable, config: Config, target: Target) -> IRModule:
     codes: dict[str, str] = {}
     multiply = partial(product.calls, workload.pointwise, config, target, codes)
     shapes = product.shapes(workload.pointwise, config)
-    z = parts.pixels(workload.C)
+    z = parts.pixels(workload.C, isa_of(target).lanes(workload.dtype))
     return separable.scheduled(workload, config, target, codes, multiply, shapes, z=z)
 
 
