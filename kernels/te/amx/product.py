@@ -8,8 +8,9 @@ Shapes  wt (Co/BLOCK_CO,3*Ci/2,BLOCK_CO), two bfloat16 in the place of a float32
         registers of a block follows another, and 32 channels follow 32. bias (Co/BLOCK_CO,BLOCK_CO)
 Tiling  A tile of BLOCK_P pixels x BLOCK_CO channels is summed in up to four registers, from the bias
         on; a step are 32 channels of the input. A block of weights stays in L2 while the task's
-        pixels pass by, which lie there by parts. The loop asks for the outputs that it will write, and
-        for what PREFETCH of `kernels.te.avx.product` says.
+        pixels pass by, which lie there by parts. Between its products the loop asks for the weights of
+        the next step and the outputs that it will write, and for what PREFETCH of
+        `kernels.te.avx.product` says.
         Registers have so many rows that the last one has the fewest empty ones.
 Limits  Ci is a multiple of 32, Co of 16.
 Source  own.
@@ -193,9 +194,18 @@ def _code(
     code.lines = ["start:", f"%sums = alloca [{len(sums) * REGISTER} x float], align {LINE_BYTES}"]
     for (_, n), register in sums.items():
         load(register, "%bias", n * WIDE, 0)
+    due = blocks(pixels, turns)  # pixels of y that a turn asks for
+    steps = {"%x": PARTS * LINE, "%wt": PARTS * row_of_wt, "%next": ahead, "%y": due * workload.Co}
+    asked = [("%next.now", element, "L2") for element in range(0, ahead, LINE)]
+    asked += [("%wt.now", steps["%wt"] + at, "L1") for at in range(0, steps["%wt"], LINE)]
+    asked += [
+        ("%y.now", pixel * workload.Co + channel, "ours")
+        for pixel in range(due)
+        for channel in range(0, tile[1], LINE)
+    ]
     before, code.lines = code.lines, []
     part_of_x = part_of_wt = -1
-    for product_of in PRODUCTS:
+    for number, product_of in enumerate(PRODUCTS):
         if part_of_x != product_of[0]:
             for m, register in enumerate(of_x):
                 load(register, "%x.now", m * rows * row_of_x + product_of[0] * LINE, row_of_x)
@@ -206,11 +216,8 @@ def _code(
         for (m, n), register in sums.items():
             factors = ("i8", of_x[m]), ("i8", of_wt[n])
             code.call(f"{UNIT}tdpbf16ps", ("i8", register), *factors)
-    due = blocks(pixels, turns)  # pixels of y that a turn asks for
-    steps = {"%x": PARTS * LINE, "%wt": PARTS * row_of_wt, "%next": ahead, "%y": due * workload.Co}
-    code.ask("%next.now", ahead)
-    for pixel in range(due):
-        code.ask(code.behind("%y.now", pixel * workload.Co), tile[1], to_write=True)
+        for one in asked[number :: len(PRODUCTS)]:
+            code.ask_at(*one)
     phis = [("i32", "%turn", str(turns), "%left")]
     for name, elements in steps.items():
         phis.append(("ptr", f"{name}.now", name, code.behind(f"{name}.now", elements)))

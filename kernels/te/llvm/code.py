@@ -96,12 +96,16 @@ class Code:
         """The bytes of so many elements in a register, a number that LLVM does not know."""
         return self.let(f'call i64 asm "", "=r,0"(i64 {elements * self.item_bytes})')
 
-    def ask(self, pointer: str, elements: int, *, to_write: bool = False) -> None:
-        """Ask for the cache lines of so many elements, to be in L2, or in L1 and ours to write."""
-        how = "i32 1, i32 3" if to_write else "i32 0, i32 2"
+    def ask(self, pointer: str, elements: int) -> None:
+        """Ask for the cache lines of so many elements, to be in L2."""
         for first in range(0, elements * self.item_bytes, LINE_BYTES):
-            address = self.behind(pointer, first // self.item_bytes)
-            self.lines.append(f"call void @llvm.prefetch.p0(ptr {address}, {how}, i32 1)")
+            self.ask_at(pointer, first // self.item_bytes, "L2")
+
+    def ask_at(self, pointer: str, elements: int, where: str) -> None:
+        """Ask for the cache line so many elements further on, to be in L2, in L1, or `ours` to write."""
+        how = {"L2": "i32 0, i32 2", "L1": "i32 0, i32 3", "ours": "i32 1, i32 3"}[where]
+        address = self.behind(pointer, elements)
+        self.lines.append(f"call void @llvm.prefetch.p0(ptr {address}, {how}, i32 1)")
 
     def advance(self, pointer: str, distance: str) -> str:
         """The address so many bytes further on."""
