@@ -41,10 +41,15 @@ WIDE: tuple[Workload, ...] = (
     Pointwise(N=1, H=9, W=11, Ci=64, Co=80),
     Separable(N=1, Hi=9, Wi=11, C=48, Co=80, stride=1, pad=(1, 1, 1, 1)),
 )
-# Whose channels are whole rows of tile registers, and whose halves and quarters whole vectors, too.
+# Whose halves and quarters are whole vectors, too.
 HALVES: tuple[Workload, ...] = (
     Pointwise(N=1, H=9, W=11, Ci=64, Co=192),
     Separable(N=1, Hi=9, Wi=11, C=64, Co=192, stride=1, pad=(1, 1, 1, 1)),
+)
+# Whose channels are whole rows of tile registers.
+TILES: tuple[Workload, ...] = (
+    Pointwise(N=1, H=9, W=11, Ci=64, Co=80),
+    Separable(N=1, Hi=9, Wi=11, C=64, Co=80, stride=1, pad=(1, 1, 1, 1)),
 )
 
 
@@ -65,7 +70,7 @@ def version(name: str, kind: str, dtype: str) -> str:
         devices = (found[kind] for found in (PROBE_DEVICES, WIDE_DEVICES) if kind in found)
         probes = [(device, probe) for device in devices for probe in HALVES]
     if name.startswith("te.amx."):
-        probes = [(TILE_DEVICES[kind], probe) for probe in HALVES]
+        probes = [(TILE_DEVICES[kind], probe) for probe in TILES]
     digest = hashlib.sha256()
     for device, workload in probes:
         target, probe = machines(kind).DEVICES[device], replace(workload, dtype=dtype)

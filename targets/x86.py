@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 from targets.target import Limits, Target
 
 KIB = 1024
+CPUINFO = Path("/proc/cpuinfo")  # of this machine
 AVX2 = frozenset({"avx2", "fma"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 AMX = frozenset({"amx_tile", "amx_bf16"})
@@ -91,7 +94,7 @@ DEVICES = {
 }
 
 
-def host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Target:
+def host(cpuinfo: Path = CPUINFO) -> Target:
     """The entry that describes this machine best, by the CPU flags the kernel reports.
 
     ValueError when the CPU has no AVX2, or is no x86 at all.
@@ -106,7 +109,7 @@ def host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Target:
     return known[-1]
 
 
-def can_run(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def can_run(target: Target, cpuinfo: Path = CPUINFO) -> bool:
     """Whether code for `target` runs on this machine."""
     return instructions(target) <= _flags(cpuinfo)
 
@@ -116,7 +119,7 @@ def instructions(target: Target) -> frozenset[str]:
     return target.features - {"GenuineIntel", "AuthenticAMD"}
 
 
-def is_core(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def is_core(target: Target, cpuinfo: Path = CPUINFO) -> bool:
     """Whether `target` is the entry that describes this machine best."""
     return can_run(target, cpuinfo) and host(cpuinfo).mcpu == target.mcpu
 
@@ -132,12 +135,20 @@ def linker() -> tuple[str, ...] | None:
     return None if found is None else (found,)
 
 
+@cache
+def _grants_tiles() -> bool:
+    """Whether Linux lets this process use the tile unit: arch_prctl(ARCH_REQ_XCOMP_PERM, 18)."""
+    return ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
+
+
 def _flags(cpuinfo: Path) -> frozenset[str]:
-    """CPU flags and vendor of the first processor."""
+    """CPU flags and vendor of the first processor; no tile unit where Linux does not grant it."""
     found: set[str] = set()
     if cpuinfo.exists():
         for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
             name, _, value = line.partition(":")
             if name.strip() in ("flags", "vendor_id"):
                 found.update(value.split())
+    if cpuinfo == CPUINFO and found >= AMX and not _grants_tiles():
+        found -= AMX
     return frozenset(found)

@@ -108,6 +108,7 @@ float from_float16(std::uint16_t bits);
 #include <utility>
 
 #include <dlfcn.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 namespace septune {
@@ -465,6 +466,12 @@ inline std::set<std::string> cpu_features()
             std::istringstream words(line.substr(line.find(':') + 1));
             found.insert(std::istream_iterator<std::string>(words), {});
         }
+#ifdef __x86_64__
+    // Linux has the tile unit asked for, by a process, and may refuse: ARCH_REQ_XCOMP_PERM, 18.
+    if (found.count("amx_tile") && syscall(SYS_arch_prctl, 0x1023, 18) != 0)
+        for (const char *feature : {"amx_tile", "amx_bf16"})
+            found.erase(feature);
+#endif
     return found;
 }
 

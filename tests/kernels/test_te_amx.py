@@ -20,7 +20,9 @@ from test_te import candidates, check
 
 from kernels import kernel, kernels_for, least_flops
 from kernels.reference import reference
-from kernels.te.amx import parts, product
+from kernels.space import blocks
+from kernels.te.amx import pieces, product
+from kernels.te.tasks import task_pixels
 from kernels.workload import ACTIVATIONS, Depthwise, Pointwise, Separable, Workload, flops
 from targets import x86
 from targets.target import Target
@@ -89,39 +91,62 @@ def test_activations(unit: None, name: str, activation: str) -> None:
     check(workload, name, kernel(name).space(workload, TARGETS[0]).default, TARGETS[0])
 
 
-@pytest.mark.parametrize("tile", [(16, 16), (16, 48), (32, 32), (48, 16)], ids=str)
-def test_every_tile_of_registers(unit: None, tile: tuple[int, int]) -> None:
-    """With channels and pixels left over in each, shared by tasks and not."""
-    workload = Pointwise(N=1, H=1, W=113, Ci=64, Co=224)
+@pytest.mark.parametrize(
+    "tile", [(16, 16), (16, 32), (16, 48), (32, 16), (32, 32), (48, 16)], ids=str
+)
+@pytest.mark.parametrize("Co", [192, 208])
+def test_every_tile_of_registers(unit: None, tile: tuple[int, int], Co: int) -> None:
+    """192 channels are whole blocks, which tasks can share; of 208 some are left over."""
+    workload = Pointwise(N=1, H=1, W=113, Ci=64, Co=Co)
     space = kernel("te.amx.pointwise").space(workload, TARGETS[0])
     of_tile = [c for c in space if (c["BLOCK_P"], c["BLOCK_CO"]) == tile]
-    for config in (of_tile[0], of_tile[-1]):
+    most_parts = max(of_tile, key=lambda config: int(config["PARTS"]))
+    for config in (of_tile[0], of_tile[-1], most_parts):
         check(workload, "te.amx.pointwise", config, TARGETS[0])
 
 
-def test_three_parts_are_the_number() -> None:
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("wide", [1, 7, 14, 15, 49, 113])
+def test_registers_read_no_pixel_behind_the_buffer(name: str, wide: int) -> None:
+    """Of however many pixels a task has, all rows of its last register lie in the buffer."""
+    separable = Separable(N=1, Hi=7, Wi=wide, C=32, Co=16, stride=1, pad=(1, 1, 1, 1))
+    workload: Workload = separable.pointwise if "pointwise" in name else separable
+    for config in kernel(name).space(workload, SAPPHIRE):
+        script = kernel(name).lower(workload, config, SAPPHIRE)["main"].script()
+        [pixels, size] = map(int, re.findall(r"sblock_alloc_buffer\(\((\d+), (\d+)\)", script)[0])
+        assert size == 3 * 32 // 2 + 16
+        if "pointwise" in name:
+            most = min(task_pixels(separable.pointwise, config), workload.pixels)
+        else:
+            most = int(config["ROWS"]) * wide
+        for count in {most, (separable.pointwise.pixels - 1) % most + 1}:
+            registers = blocks(count, 16)
+            assert registers * blocks(count, registers) <= pixels
+
+
+def test_three_pieces_are_the_number() -> None:
     rng = np.random.default_rng(0)
     magnitudes = 2.0 ** rng.integers(-60, 60, 10_000)
     values = (rng.standard_normal(10_000) * magnitudes).astype(np.float32)
     edges = np.float32([0, -0.0, 1, -1, 1 + 2**-23, 2 - 2**-23, 1 + 2**-8, 1 - 2**-24, 3e38])
     for numbers in (values, edges):
-        widened = (parts.split(numbers).astype(np.uint32) << 16).view(np.float32)
+        widened = (pieces.split(numbers).astype(np.uint32) << 16).view(np.float32)
         assert np.array_equal(widened.astype(np.float64).sum(axis=0), numbers)
         _, second, third = np.abs(widened)
         assert (second <= 2.0**-8 * np.abs(numbers)).all()
-        assert (third <= 2.0**-16 * np.abs(numbers)).all()
+        assert (third <= 2.0**-17 * np.abs(numbers)).all()
 
 
 def test_products_that_are_left_out_are_the_smallest() -> None:
-    """By the order of magnitude of what each part is at most."""
-    made = {one + other for one, other in parts.PRODUCTS}
+    """By the order of magnitude of what each piece is at most."""
+    made = {one + other for one, other in pieces.PRODUCTS}
     left = {
         one + other
-        for one in range(parts.PARTS)
-        for other in range(parts.PARTS)
-        if (one, other) not in parts.PRODUCTS
+        for one in range(pieces.PIECES)
+        for other in range(pieces.PIECES)
+        if (one, other) not in pieces.PRODUCTS
     }
-    assert len(set(parts.PRODUCTS)) == len(parts.PRODUCTS) == 6
+    assert len(set(pieces.PRODUCTS)) == len(pieces.PRODUCTS) == 6
     assert max(made) < min(left)
 
 

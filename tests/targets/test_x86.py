@@ -78,6 +78,19 @@ def test_runs_what_it_has_the_instructions_for(flags: str, runs: set[str], tmp_p
     assert {name for name, device in x86.DEVICES.items() if x86.can_run(device, cpuinfo)} == runs
 
 
+@pytest.mark.parametrize(
+    ("granted", "device"), [(True, "sapphirerapids"), (False, "icelake-server")]
+)
+def test_tile_unit_that_linux_does_not_grant_is_none(
+    granted: bool, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = planted(tmp_path, "GenuineIntel", SAPPHIRE)
+    monkeypatch.setattr(x86, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(x86, "_grants_tiles", lambda: granted)
+    assert x86.host(cpuinfo).device == device
+    assert x86.can_run(x86.DEVICES["sapphirerapids"], cpuinfo) == granted
+
+
 NOTHING = (
     "this machine's CPU reports none of the vector units we have schedules for; "
     "expected flags avx2 fma; name a machine with --device"

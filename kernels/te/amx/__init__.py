@@ -1,1 +1,1 @@
-"""Kernels on Intel's tile registers (AMX), in float32 by products of bfloat16, one file a kernel."""
+"""Kernels on Intel's tile registers (AMX), in float32 by products of bfloat16."""

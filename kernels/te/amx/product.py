@@ -1,39 +1,43 @@
 """The product of pixels and packed weights in tile registers, x86 with AMX.
 
-Maths   float32, by six products of bfloat16 that lose nothing of it (`kernels.te.amx.parts`). The
-        tile unit multiplies 512 pairs of bfloat16 a cycle, where two vector units multiply 32 of
+Maths   float32, by six products of bfloat16, which err no more (`kernels.te.amx.pieces`). The tile
+        unit multiplies 512 pairs of bfloat16 a cycle, where two vector units multiply 32 of
         float32: six products take three eighths of the time.
 Shapes  wt (Co/BLOCK_CO,3*Ci/2,BLOCK_CO), two bfloat16 in the place of a float32: a register has 32
-        channels of the input x 16 of the output, two of the former side by side; one part of all
+        channels of the input x 16 of the output, two of the former side by side; one piece of all
         registers of a block follows another, and 32 channels follow 32. bias (Co/BLOCK_CO,BLOCK_CO)
-Tiling  A tile of BLOCK_P pixels x BLOCK_CO channels is summed in up to four registers, from the bias
-        on; a step are 32 channels of the input. A block of weights stays in L2 while the task's
-        pixels pass by, which lie there by parts. Between its products the loop asks for the weights of
-        the next step and the outputs that it will write, and for what PREFETCH of
+Tiling  A tile of BLOCK_P pixels x BLOCK_CO channels is summed in up to four registers, from the
+        bias on; a step are 32 channels of the input. A block of weights stays in L2 while the
+        task's pixels pass by, which lie there in pieces. Between its products the loop asks for the
+        weights of the next step and the outputs that it will write, and for what PREFETCH of
         `kernels.te.avx.product` says.
-        Registers have so many rows that the last one has the fewest empty ones.
-Limits  Ci is a multiple of 32, Co of 16.
+        Registers have so many rows that the last one has the fewest empty ones; these see what lies
+        behind the task's pixels, and nothing of it is left in y.
+Limits  Ci is a multiple of 32, Co of 16; Linux 5.16 or later.
 Source  own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import numpy as np
 
 from kernels.reference import Array
 from kernels.space import Config, Constraint, Knob, blocks
-from kernels.te.amx import parts
-from kernels.te.amx.parts import DEEP, LINE, PARTS, PRODUCTS
+from kernels.te.amx import pieces
+from kernels.te.amx.pieces import DEEP, LINE, PIECES, PRODUCTS, ROWS
 from kernels.te.avx import product
 from kernels.te.avx.product import Run, Task
-from kernels.te.llvm.code import Code, isa_of, looped
+from kernels.te.llvm.code import Code, isa_of, looped, moved
 from kernels.te.tile import LINE_BYTES, pad_last
 from kernels.workload import ITEM_BYTES, Pointwise
 from targets.target import Target
+from targets.x86 import AMX
 
-FEATURES = {"amx_tile", "amx_bf16"}
-REGISTERS, ROWS = 8, 16  # tile registers, and rows of one
-WIDE = 16  # sums of float32 in a row
+REGISTERS = 8
+WIDE = 16  # sums of float32 in a row of a register
 REGISTER = ROWS * WIDE  # float32 in a register
 UNIT = "@llvm.x86."  # whose functions are the tile unit's instructions
 PERMISSION = "@septune_tiles = linkonce_odr hidden global i8 0"  # whether it was asked for
@@ -42,7 +46,8 @@ CALL = 'T.evaluate(T.call_extern("int32", "{name}"))'
 
 def supports(workload: Pointwise, target: Target) -> bool:
     return (
-        target.features >= FEATURES
+        target.kind == "x86"
+        and target.features >= AMX
         and workload.dtype == "float32"
         and workload.Ci % DEEP == 0
         and workload.Co % WIDE == 0
@@ -53,9 +58,9 @@ def knobs(workload: Pointwise) -> tuple[tuple[Knob, ...], tuple[Constraint, ...]
     """Tiles that fit the registers, and what the loop asks for."""
     found = [
         (ROWS * down, WIDE * across)
-        for down in range(1, blocks(workload.pixels, ROWS) + 1)
-        for across in range(1, workload.Co // WIDE + 1)
-        if down + across + down * across <= REGISTERS and down * across != 2
+        for down in range(1, min(REGISTERS, blocks(workload.pixels, ROWS)) + 1)
+        for across in range(1, min(REGISTERS, workload.Co // WIDE) + 1)
+        if down + across + down * across <= REGISTERS
     ]
     tall, wide = (tuple(sorted({tile[axis] for tile in found})) for axis in (0, 1))
     rows, columns = max(found, key=lambda tile: tile[0] * tile[1])
@@ -77,8 +82,8 @@ def packed(workload: Pointwise, config: Config, wt: Array, bias: Array) -> tuple
     """wt (Ci,Co) and bias (Co,) in these shapes, channels of the output padded with zeros."""
     columns = int(config["BLOCK_CO"])
     of_wt, of_bias = shapes(workload, config).values()
-    apart = parts.split(pad_last(wt, columns)).reshape(
-        PARTS, workload.Ci // DEEP, DEEP // 2, 2, of_bias[0], columns // WIDE, WIDE
+    apart = pieces.split(pad_last(wt, columns)).reshape(
+        PIECES, workload.Ci // DEEP, DEEP // 2, 2, of_bias[0], columns // WIDE, WIDE
     )
     registers = np.ascontiguousarray(apart.transpose(4, 1, 0, 5, 2, 6, 3))
     biases = pad_last(bias.astype(np.float32), columns)
@@ -92,7 +97,10 @@ def calls(
     codes: dict[str, str],
     task: Task,
 ) -> str:
-    """Statements as those of `product.calls`, of pixels that lie by parts."""
+    """Statements as those of `product.calls`, of pixels that lie in pieces.
+
+    Behind these ROWS - 1 more can be read.
+    """
     rows = blocks(task.pixels, blocks(task.pixels, ROWS))
     registers = (int(config["BLOCK_P"]) // ROWS, int(config["BLOCK_CO"]) // WIDE)
 
@@ -122,7 +130,7 @@ def operations(workload: Pointwise) -> int:
 
 def _depth(workload: Pointwise) -> int:
     """Rows of a block of weights."""
-    return PARTS * workload.Ci * 2 // ITEM_BYTES[workload.dtype]
+    return PIECES * workload.Ci * 2 // ITEM_BYTES[workload.dtype]
 
 
 def _begin(target: Target, registers: tuple[int, int], rows: int) -> tuple[str, str]:
@@ -134,13 +142,13 @@ def _begin(target: Target, registers: tuple[int, int], rows: int) -> tuple[str, 
     code = Code(isa_of(target), "float32")
     code.lines = [
         "start:",
-        "%asked = load i8, ptr @septune_tiles",
+        "%asked = load atomic i8, ptr @septune_tiles monotonic, align 1",
         "%may = icmp ne i8 %asked, 0",
         "br i1 %may, label %configure, label %ask",
         "ask:",
         'call i64 asm sideeffect "syscall", "={rax},{rax},{rdi},{rsi},~{rcx},~{r11},~{memory}"'
         "(i64 158, i64 4131, i64 18)",
-        "store i8 1, ptr @septune_tiles",
+        "store atomic i8 1, ptr @septune_tiles monotonic, align 1",
         "br label %configure",
         "configure:",
     ]
@@ -179,12 +187,11 @@ def _code(
     ahead      elements from `next` on that a turn of the loop asks for
     """
     code = Code(isa_of(target), workload.dtype)
-    pixels, turns = tile[0], workload.Ci // DEEP
-    down, across = blocks(pixels, rows), tile[1] // WIDE
+    turns, down, across = workload.Ci // DEEP, blocks(tile[0], rows), tile[1] // WIDE
     sums = {(m, n): m * registers[1] + n for m in range(down) for n in range(across)}
     of_x = [registers[0] * registers[1] + m for m in range(down)]
     of_wt = [registers[0] * registers[1] + registers[0] + n for n in range(across)]
-    row_of_x = parts.pixels(workload.Ci, code.lanes).pixel
+    row_of_x = pieces.pixels(workload.Ci, code.lanes).pixel
     row_of_wt = REGISTER * registers[1]
 
     def load(register: int, pointer: str, elements: int, stride: int) -> None:
@@ -194,42 +201,54 @@ def _code(
     code.lines = ["start:", f"%sums = alloca [{len(sums) * REGISTER} x float], align {LINE_BYTES}"]
     for (_, n), register in sums.items():
         load(register, "%bias", n * WIDE, 0)
-    due = blocks(pixels, turns)  # pixels of y that a turn asks for
-    steps = {"%x": PARTS * LINE, "%wt": PARTS * row_of_wt, "%next": ahead, "%y": due * workload.Co}
-    asked = [("%next.now", element, "L2") for element in range(0, ahead, LINE)]
-    asked += [("%wt.now", steps["%wt"] + at, "L1") for at in range(0, steps["%wt"], LINE)]
-    asked += [
-        ("%y.now", pixel * workload.Co + channel, "ours")
-        for pixel in range(due)
-        for channel in range(0, tile[1], LINE)
-    ]
     before, code.lines = code.lines, []
-    part_of_x = part_of_wt = -1
-    for number, product_of in enumerate(PRODUCTS):
-        if part_of_x != product_of[0]:
+    due = blocks(tile[0], turns)  # pixels of y that a turn asks for
+    steps = {"%x": PIECES * LINE, "%wt": PIECES * row_of_wt, "%next": ahead}
+    steps["%y"] = due * workload.Co
+    asked = list(_asked(steps, due, workload.Co, tile[1]))
+    for number, (last, (of_pixel, of_weight)) in enumerate(pairwise(((-1, -1), *PRODUCTS))):
+        if of_pixel != last[0]:
             for m, register in enumerate(of_x):
-                load(register, "%x.now", m * rows * row_of_x + product_of[0] * LINE, row_of_x)
-        if part_of_wt != product_of[1]:
+                load(register, "%x.now", m * rows * row_of_x + of_pixel * LINE, row_of_x)
+        if of_weight != last[1]:
             for n, register in enumerate(of_wt):
-                load(register, "%wt.now", product_of[1] * row_of_wt + n * REGISTER, WIDE)
-        part_of_x, part_of_wt = product_of
+                load(register, "%wt.now", of_weight * row_of_wt + n * REGISTER, WIDE)
         for (m, n), register in sums.items():
             factors = ("i8", of_x[m]), ("i8", of_wt[n])
             code.call(f"{UNIT}tdpbf16ps", ("i8", register), *factors)
         for one in asked[number :: len(PRODUCTS)]:
             code.ask_at(*one)
-    phis = [("i32", "%turn", str(turns), "%left")]
-    for name, elements in steps.items():
-        phis.append(("ptr", f"{name}.now", name, code.behind(f"{name}.now", elements)))
+    phis = [("i32", "%turn", str(turns), "%left"), *moved(code, steps)]
     code.lines = [*before, *looped(phis, code.lines)]
     for place, register in enumerate(sums.values()):
         address = ("ptr", code.behind("%sums", place * REGISTER))
         code.call(f"{UNIT}tilestored64", ("i8", register), address, ("i64", LINE_BYTES))
+    _store(code, workload, tile, rows)
+    return code.function(("ptr %y", "ptr %x", "ptr %wt", "ptr %bias", "ptr %next"))
+
+
+def _asked(
+    steps: dict[str, int], pixels: int, row_of_y: int, channels: int
+) -> Iterator[tuple[str, int, str]]:
+    """What a turn asks for: pointer, elements behind it, and where the line shall be.
+
+    steps  of pointers in a turn
+    """
+    yield from (("%next.now", element, "L2") for element in range(0, steps["%next"], LINE))
+    yield from (("%wt.now", steps["%wt"] + at, "L1") for at in range(0, steps["%wt"], LINE))
+    for pixel in range(pixels):
+        for channel in range(0, channels, LINE):
+            yield "%y.now", pixel * row_of_y + channel, "ours"
+
+
+def _store(code: Code, workload: Pointwise, tile: tuple[int, int], rows: int) -> None:
+    """Lines that store a tile of y, of %sums, which has all registers one after the other."""
+    pixels, channels = tile
     for pixel in range(pixels):
         m, row = divmod(pixel, rows)
-        for channel in range(0, tile[1], code.lanes):
+        for channel in range(0, channels, code.lanes):
             n, lane = divmod(channel, WIDE)
-            value = code.load_at("%sums", (m * across + n) * REGISTER + row * WIDE + lane)
+            register = m * (channels // WIDE) + n
+            value = code.load_at("%sums", register * REGISTER + row * WIDE + lane)
             done = code.activate(value, workload.activation)
             code.store(done, code.behind("%y", pixel * workload.Co + channel))
-    return code.function(("ptr %y", "ptr %x", "ptr %wt", "ptr %bias", "ptr %next"))

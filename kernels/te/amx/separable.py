@@ -8,7 +8,7 @@ Shapes  x (N,Hi,Wi,C)  dw_wt (K*K,C)  dw_bias (C,)  y (N*Ho*Wo,Co)
         wt, bias as `kernels.te.amx.product` packs them
 Types   float32.
 Tiling  That of `kernels.te.avx.separable`, whose product is the one of `kernels.te.amx.product`;
-        z is stored by parts.
+        z is stored in pieces.
 Limits  Those of `kernels.te.amx.product`, and K at most 3.
 Source  own.
 """
@@ -21,7 +21,7 @@ from tvm.ir import IRModule
 
 from kernels.reference import Array
 from kernels.space import Config, Space
-from kernels.te.amx import parts, product
+from kernels.te.amx import pieces, product
 from kernels.te.avx import separable
 from kernels.te.llvm import depthwise
 from kernels.te.llvm.code import isa_of
@@ -40,7 +40,8 @@ def supports(workload: Workload, target: Target) -> bool:
 def space(workload: Separable, target: Target) -> Space:
     """Tiles of both parts."""
     factor = workload.pointwise
-    return separable.in_tasks(workload, {0: factor}, target, *product.knobs(factor))
+    pixel = _laid_out(workload, target).pixel
+    return separable.in_tasks(workload, {0: factor}, target, *product.knobs(factor), pixel=pixel)
 
 
 def lower(workload: Separable, config: Config, target: Target) -> IRModule:
@@ -48,7 +49,7 @@ def lower(workload: Separable, config: Config, target: Target) -> IRModule:
     codes: dict[str, str] = {}
     multiply = partial(product.calls, workload.pointwise, config, target, codes)
     shapes = product.shapes(workload.pointwise, config)
-    z = parts.pixels(workload.C, isa_of(target).lanes(workload.dtype))
+    z = _laid_out(workload, target)
     return separable.scheduled(workload, config, target, codes, multiply, shapes, z=z)
 
 
@@ -64,3 +65,8 @@ def pack(workload: Separable, config: Config, weights: tuple[Array, ...]) -> tup
 def flops(workload: Separable) -> int:
     """Operations of the depthwise part, and of the vector units in the time of the products."""
     return 2 * workload.depthwise.macs + product.operations(workload.pointwise)
+
+
+def _laid_out(workload: Separable, target: Target) -> depthwise.Outputs:
+    """How z lies in its buffer."""
+    return pieces.pixels(workload.C, isa_of(target).lanes(workload.dtype))

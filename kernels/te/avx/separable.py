@@ -37,7 +37,7 @@ from kernels.workload import ITEM_BYTES, Pointwise, Separable, Workload
 from targets.target import Target
 
 TASK = """
-z = T.sblock_alloc_buffer(({pixels}, {pixel}), "{dtype}")
+z = T.sblock_alloc_buffer(({count}, {size}), "{dtype}")
 for h in range({heights}):
 {depthwise}
 {pointwise}
@@ -66,12 +66,15 @@ def in_tasks(
     target: Target,
     knobs: Sequence[Knob],
     constraints: Sequence[Constraint],
+    *,
+    pixel: int | None = None,
 ) -> Space:
     """The space of these knobs of the product's tiles and those of tasks and depthwise part.
 
     factors  what is multiplied at once, by LEVELS: tasks share its channels
+    pixel    elements of z that one takes; by default its channels
     """
-    Ho, row = workload.Ho, workload.Wo * workload.C * ITEM_BYTES[workload.dtype]
+    Ho, row = workload.Ho, workload.Wo * (pixel or workload.C) * ITEM_BYTES[workload.dtype]
     fitting = [rows for rows in divisors(Ho) if 2 * rows * row <= target.cpu.l2_bytes] or [1]
     rows = spread(fitting, MOST_ROWS)
     high = tuple(count for count in divisors(Ho) if count <= HIGHEST)
@@ -156,8 +159,8 @@ def scheduled(
         )
     )
     task = TASK.format(
-        pixels=pixels,
-        pixel=z.pixel,
+        count=pixels + z.spare,
+        size=z.pixel,
         dtype=workload.dtype,
         heights=heights,
         depthwise=indent(first, " " * 4),

@@ -13,7 +13,7 @@ TensorIR can take apart, and moves the address on only where that is hidden.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -102,7 +102,10 @@ class Code:
             self.ask_at(pointer, first // self.item_bytes, "L2")
 
     def ask_at(self, pointer: str, elements: int, where: str) -> None:
-        """Ask for the cache line so many elements further on, to be in L2, in L1, or `ours` to write."""
+        """Ask for the cache line so many elements further on.
+
+        where  L2, L1, or ours, in L1 and to be written
+        """
         how = {"L2": "i32 0, i32 2", "L1": "i32 0, i32 3", "ours": "i32 1, i32 3"}[where]
         address = self.behind(pointer, elements)
         self.lines.append(f"call void @llvm.prefetch.p0(ptr {address}, {how}, i32 1)")
@@ -280,6 +283,14 @@ def looped(
         f"%more{number} = icmp ne i32 %left{number}, 0",
         f"br i1 %more{number}, label %loop{number}, label %end{number}",
         f"end{number}:",
+    ]
+
+
+def moved(code: Code, steps: Mapping[str, int]) -> list[tuple[str, str, str, str]]:
+    """Phis for `looped` of pointers that move on by so many elements a turn; `.now` names them."""
+    return [
+        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", elements))
+        for name, elements in steps.items()
     ]
 
 

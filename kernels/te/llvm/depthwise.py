@@ -45,11 +45,13 @@ class Outputs(NamedTuple):
     pixel   elements from one to the next
     vector  elements from a pixel to vector `c` of its channels, an expression
     store   lines that store a vector at an address
+    spare   outputs behind the last that are read, too, and not used
     """
 
     pixel: int
     vector: str
     store: Callable[[Code, str, str], None]
+    spare: int = 0
 
 
 def supports(workload: Workload, target: Target) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kernels.space import blocks
 from kernels.te.avx.strassen.steps import halves
-from kernels.te.llvm.code import Code
+from kernels.te.llvm.code import Code, moved
 
 
 def heights_of(pixels: int, level: int) -> tuple[int, ...]:
@@ -109,10 +109,6 @@ def row_laid_out(
             code.store(laid_out.vector(0, row, 0), address)
     code.ask("%next.now", ahead)
     steps = {"%s": code.lanes, "%x": code.lanes, "%next": ahead}
-    phis = [("i32", "%turn", str(depth // code.lanes), "%left")]
-    phis += [
-        ("ptr", f"{name}.now", name, code.behind(f"{name}.now", step))
-        for name, step in steps.items()
-    ]
+    phis = [("i32", "%turn", str(depth // code.lanes), "%left"), *moved(code, steps)]
     code.loop(phis, before=[], turn=code.lines, after=[])
     return code.function([f"ptr {name}" for name in steps])
