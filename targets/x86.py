@@ -138,7 +138,8 @@ def linker() -> tuple[str, ...] | None:
 @cache
 def _grants_tiles() -> bool:
     """Whether Linux lets this process use the tile unit: arch_prctl(ARCH_REQ_XCOMP_PERM, 18)."""
-    return ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
+    status: int = ctypes.CDLL(None).syscall(158, 0x1023, 18)
+    return status == 0
 
 
 def _flags(cpuinfo: Path) -> frozenset[str]:
