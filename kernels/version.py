@@ -69,7 +69,7 @@ def version(name: str, kind: str, dtype: str) -> str:
     if name.endswith("_strassen"):
         devices = (found[kind] for found in (PROBE_DEVICES, WIDE_DEVICES) if kind in found)
         probes = [(device, probe) for device in devices for probe in HALVES]
-    if name.startswith("te.amx."):
+    if name.startswith("te.amx.") and kind in TILE_DEVICES:
         probes = [(TILE_DEVICES[kind], probe) for probe in TILES]
     digest = hashlib.sha256()
     for device, workload in probes:

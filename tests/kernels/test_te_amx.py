@@ -76,7 +76,7 @@ def unit(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.mark.parametrize("workload", SHAPES, ids=lambda workload: workload.key)
 def test_every_shape_is_right(unit: None, workload: Workload, target: Target) -> None:
     """The default config, and some others drawn at random."""
-    found = [one for one in candidates(workload, target, most=4) if one[0] in OURS]
+    found = [one for one in candidates(workload, target, most=2) if one[0] in OURS]
     assert found
     for name, config in found:
         check(workload, name, config, target)
