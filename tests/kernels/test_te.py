@@ -365,27 +365,33 @@ def test_products_of_quarters(workload: Workload, target: Target) -> None:
         check(workload, name, config, target)
 
 
+def worst_error(workload: Pointwise, name: str, config: Config, target: Target) -> float:
+    """On inputs as networks have them, of one sign and of up to 6."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 6, workload.x_shape).astype(np.float32)
+    wt = rng.standard_normal((workload.Ci, workload.Co)) / workload.Ci**0.5
+    weights = (wt.astype(np.float32), rng.standard_normal(workload.Co).astype(np.float32))
+    expected = reference(workload, x, weights)
+    lowered = kernel(name).lower(workload, config, target)
+    arrays = (x.reshape(-1, workload.Ci), *kernel(name).pack(workload, config, weights))
+    y = tvm.runtime.empty((workload.pixels, workload.Co), "float32")
+    module = tvm.compile(lowered, target=target.tvm()).mod
+    module["main"](*map(tvm.runtime.tensor, arrays), y)
+    error: float = np.abs(y.numpy().reshape(expected.shape) - expected).max()
+    return error
+
+
 @ON_EACH
 @pytest.mark.parametrize("levels", [1, 2])
 def test_sums_of_halves_err_little_more_than_sums_of_all(levels: int, target: Target) -> None:
-    """On inputs as networks have them, of one sign and of up to 6."""
     workload = Pointwise(N=1, H=7, W=7, Ci=512, Co=128, activation="none")
-    rng = np.random.default_rng(0)
-    x = rng.uniform(0, 6, workload.x_shape).astype(np.float32)
-    wt = (rng.standard_normal((512, 128)) / 512**0.5).astype(np.float32)
-    weights = (wt, rng.standard_normal(128).astype(np.float32))
-    expected = reference(workload, x, weights)
-    errors = []
-    for name in ("te.avx.pointwise", "te.avx.pointwise_strassen"):
+
+    def error(name: str) -> float:
         space = kernel(name).space(workload, target)
         config = next(one for one in space if one.get("LEVELS", levels) == levels)
-        lowered = kernel(name).lower(workload, config, target)
-        arrays = (x.reshape(49, 512), *kernel(name).pack(workload, config, weights))
-        y = tvm.runtime.empty((49, 128), "float32")
-        module = tvm.compile(lowered, target=target.tvm()).mod
-        module["main"](*map(tvm.runtime.tensor, arrays), y)
-        errors.append(np.abs(y.numpy().reshape(expected.shape) - expected).max())
-    straight, halves = errors
+        return worst_error(workload, name, config, target)
+
+    straight, halves = error("te.avx.pointwise"), error("te.avx.pointwise_strassen")
     assert halves < 2 * 2**levels * straight
 
 

@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from test_te import candidates, check
+from test_te import LOOP, candidates, check, worst_error
 
 from kernels import kernel, kernels_for, least_flops
-from kernels.reference import reference
 from kernels.space import Config, blocks
 from kernels.te.amx import pieces, product
 from kernels.te.tasks import task_pixels
@@ -156,23 +155,12 @@ def test_products_that_are_left_out_are_the_smallest() -> None:
 
 @ON_EACH
 def test_sums_err_no_more_than_those_of_multiply_adds(unit: None, target: Target) -> None:
-    """On inputs as networks have them, of one sign and of up to 6."""
     workload = Pointwise(N=1, H=7, W=7, Ci=512, Co=128, activation="none")
-    rng = np.random.default_rng(0)
-    x = rng.uniform(0, 6, workload.x_shape).astype(np.float32)
-    wt = (rng.standard_normal((512, 128)) / 512**0.5).astype(np.float32)
-    weights = (wt, rng.standard_normal(128).astype(np.float32))
-    expected = reference(workload, x, weights)
-    errors = []
-    for name in ("te.avx.pointwise", "te.amx.pointwise"):
-        config = kernel(name).space(workload, target).default
-        lowered = kernel(name).lower(workload, config, target)
-        arrays = (x.reshape(49, 512), *kernel(name).pack(workload, config, weights))
-        y = tvm.runtime.empty((49, 128), "float32")
-        module = tvm.compile(lowered, target=target.tvm()).mod
-        module["main"](*map(tvm.runtime.tensor, arrays), y)
-        errors.append(np.abs(y.numpy().reshape(expected.shape) - expected).max())
-    multiply_adds, tiles = errors
+
+    def error(name: str) -> float:
+        return worst_error(workload, name, kernel(name).space(workload, target).default, target)
+
+    multiply_adds, tiles = error("te.avx.pointwise"), error("te.amx.pointwise")
     assert tiles <= multiply_adds
 
 
@@ -183,8 +171,7 @@ def test_loop_has_six_products_and_as_few_loads_as_can_be(name: str) -> None:
     config = kernel(name).space(workload, SAPPHIRE).default | {"BLOCK_P": 32, "BLOCK_CO": 32}
     lowered = kernel(name).lower(workload, config, SAPPHIRE)
     code = tvm.compile(lowered, target=SAPPHIRE.tvm()).mod.inspect_source("asm")
-    body = r"^(\.L\w+):[^\n]*\n((?:(?!^\.L\w+:).*\n)*?)\s+j\w+\s+\1$"
-    loops = [match[2] for match in re.finditer(body, code, re.MULTILINE)]
+    loops = [match[2] for match in LOOP.finditer(code)]
     hot = max(loops, key=lambda loop: loop.count("tdpbf16ps"))
     found = Counter(re.findall(r"^\s+(t[a-z]\w+)", hot, re.MULTILINE))
     assert found == {"tdpbf16ps": 24, "tileloadd": 14}
