@@ -1,85 +1,101 @@
-"""What the GPU does in an inference, kernel by kernel, as PyTorch's profiler sees it.
+"""What each layer takes inside its library, as the virtual machine that calls the kernels tells.
 
-Runs in a worker. The profiler sees all that a process sends to the GPU, whoever sends it.
-
-A kernel that is launched ahead of the end of the one before (programmatic dependent launch) waits
-for it within its own recorded span, so that spans overlap. Times here are what each kernel adds.
+The library is the one that is shipped, with its own weights and memory, so that a layer finds its
+input where the one before has left it. Between two kernels the clock is read, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
+from kernels.reference import Array
+from kernels.workload import flops, moved_bytes, parse
+from tune.errors import UsageError
 
-INFERENCES = 20
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bursts:
+    """How times are taken: in rounds, each of a burst of inferences and one of watched ones.
+
+    warmup  the first of a burst, which do not count
+    timed   those that do
+    """
+
+    rounds: int = 15
+    warmup: int = 2
+    timed: int = 8
 
 
-def profile(library: Path, seed: int = 0) -> list[dict[str, Any]]:
-    """One row a kernel, in their order, as `rows` makes them from so many INFERENCES."""
-    import torch
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as recording
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """Seconds of whole inferences, and of each kernel of as many others: names in their order."""
 
+    inferences_s: tuple[float, ...]
+    kernels: tuple[tuple[tuple[str, float], ...], ...]
+
+
+def watch(library: Path, threads: int, images: Array, bursts: Bursts) -> Watched:
+    """A library on this machine. Runs in a worker."""
     from tune.runtime import load
 
-    torch.cuda.init()
-    network = load(library)
-    image = np.random.default_rng(seed).uniform(-1, 1, network.input_shape)
-    x = network.bind(image.astype(network.dtype))
-    for _ in range(3):  # the first captures the graph
-        network.run(x)
-    torch.cuda.synchronize()
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    # There is one cycle of events; PyTorch warns whoever does not keep those of all.
-    with recording(activities=activities, acc_events=True) as recorded:
-        for _ in range(INFERENCES):
+    network = load(library, threads)
+    watched = network.clone()
+    seen: list[tuple[str, float]] = []
+    watched.watch(lambda name, seconds: seen.append((name, seconds)))
+    whole: list[float] = []
+    kernels: list[tuple[tuple[str, float], ...]] = []
+    x = network.bind(images)
+    for _ in range(bursts.rounds):
+        for number in range(bursts.warmup + bursts.timed):
+            start = time.perf_counter()
             network.run(x)
-            torch.cuda.synchronize()
-    spans = [
-        (event.name, event.time_range.start * 1e-6, event.time_range.end * 1e-6)
-        for event in recorded.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-    ]
-    return rows(spans, INFERENCES)
+            if number >= bursts.warmup:
+                whole.append(time.perf_counter() - start)
+        for number in range(bursts.warmup + bursts.timed):
+            seen.clear()
+            watched.run(x)
+            if number >= bursts.warmup:
+                kernels.append(tuple(seen))
+    return Watched(inferences_s=tuple(whole), kernels=tuple(kernels))
 
 
-def rows(spans: Sequence[tuple[str, float, float]], inferences: int) -> list[dict[str, Any]]:
-    """One row a kernel from names, starts and ends in seconds of all of so many inferences.
+def rows(layers: Sequence[Mapping[str, Any]], watched: Watched) -> list[dict[str, Any]]:
+    """One row a kernel, in their order, with its median seconds.
 
-    time_s  from its start, or where that is later the latest end before it, to its own end; 0 where
-            another one ends later
-    gap_s   from the latest end before it to its start; 0 where it started earlier
+    layers  of a manifest, each computed by one kernel; before them, images of bytes may become
+            floats, which is no layer
 
-    Both add up to the span of an inference; a row has the median of each over all inferences.
-    ValueError when they are not the same kernels each time.
+    UsageError when the library calls others.
     """
-    ordered = sorted(spans, key=lambda span: span[1])
-    each, rest = divmod(len(ordered), inferences)
-    runs = [ordered[number * each : (number + 1) * each] for number in range(inferences)]
-    if not each or rest or len({tuple(name for name, _, _ in run) for run in runs}) != 1:
-        raise ValueError(
-            f"{len(ordered)} kernels in {inferences} inferences; expected the same ones in each"
+    first, *others = watched.kernels
+    names = [name for name, _ in first]
+    extra = len(names) - len(layers)
+    if extra not in (0, 1) or any([name for name, _ in each] != names for each in others):
+        raise UsageError(
+            f"the library calls {len(names)} kernels; expected one for each of the {len(layers)} "
+            f"layers of its manifest; build it again"
         )
-    parts = [_parts(run) for run in runs]
+    known = [{"name": name, "workload": None} for name in names[:extra]]
     return [
-        {
-            "kernel": name,
-            "time_s": median(part[number][0] for part in parts),
-            "gap_s": median(part[number][1] for part in parts),
-        }
-        for number, (name, _, _) in enumerate(runs[0])
+        _row(layer, median(each[number][1] for each in watched.kernels))
+        for number, layer in enumerate([*known, *layers])
     ]
 
 
-def _parts(run: Sequence[tuple[str, float, float]]) -> list[tuple[float, float]]:
-    """Of one inference, what each kernel adds to it, and the gap before that."""
-    parts = []
-    latest = run[0][1]
-    for _, start, end in run:
-        parts.append((max(0.0, end - max(start, latest)), max(0.0, start - latest)))
-        latest = max(latest, end)
-    return parts
+def _row(layer: Mapping[str, Any], time_s: float) -> dict[str, Any]:
+    workload = parse(layer["workload"]) if layer["workload"] else None
+    return {
+        "name": layer["name"],
+        "workload": layer["workload"],
+        "kernel": layer.get("kernel"),
+        "config": layer.get("config"),
+        "time_s": time_s,
+        "recorded_s": layer.get("time_s"),
+        "flops": workload and flops(workload),
+        "moved_bytes": workload and moved_bytes(workload),
+    }

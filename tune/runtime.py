@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import threading
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tune.pins import PINS, check_pins
 
 HOST_MEMORY = (1, 3)  # DLPack's kDLCPU, and kDLCUDAHost: pinned, and the CPU's all the same
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
+MACHINERY = "vm.builtin."  # begins the names of what the virtual machine calls for itself
 GPU_TURN = threading.RLock()  # while one network records its graph, CUDA refuses others' calls
 
 
@@ -116,6 +119,22 @@ class Network:
         """
         with self._turn:
             return self._main(*(self._fixed or (images,)))
+
+    def watch(self, tell: Callable[[str, float], None]) -> None:
+        """From now on `tell` the name of each kernel that was called, and the seconds it took.
+
+        On a GPU a launch is one call, whatever it consists of.
+        """
+        start = 0.0
+
+        def instrument(_: Any, name: str, before: bool, *__: Any) -> None:
+            nonlocal start
+            now = time.perf_counter()
+            if not before and not name.startswith(MACHINERY):
+                tell(name, now - start)
+            start = time.perf_counter()
+
+        self._machine.set_instrument(instrument)
 
 
 def load(path: str | Path, threads: int | None = None) -> Network:

@@ -18,7 +18,7 @@ from kernels.space import Config
 from kernels.version import version
 from kernels.workload import Separable, Workload, moved_bytes
 from targets import machines
-from tune import ceilings, cli, database, profile, suite
+from tune import ceilings, cli, database, profile_cuda, suite
 from tune.bench import NO_TIME
 from tune.ceilings import Ceilings
 from tune.errors import SetupError, UsageError
@@ -174,7 +174,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(function.__name__)
         if function is ceilings.ceilings:
             return CEILINGS
-        if function is profile.profile:
+        if function is profile_cuda.profile:
             return [{"kernel": "dw", "time_s": 2e-6, "gap_s": 1e-6}] * 15
         arguments[-1].write_bytes(b"a library")
         return {"layers": []}
@@ -656,22 +656,22 @@ def test_profile_rows_are_medians_of_the_same_kernels() -> None:
         for run in range(3)
         for name, start, length in (("dw", 0.0, 0.1), ("pw", 0.3, 0.2))
     ]
-    first, second = profile.rows(spans[::-1], 3)
+    first, second = profile_cuda.rows(spans[::-1], 3)
     assert (first["kernel"], second["kernel"]) == ("dw", "pw")
     assert first["time_s"] == pytest.approx(0.1)
     assert first["gap_s"] == 0.0
     assert second["time_s"] == pytest.approx(0.2)
     assert second["gap_s"] == pytest.approx(0.2)
     with pytest.raises(ValueError, match="5 kernels in 3 inferences"):
-        profile.rows(spans[:5], 3)
+        profile_cuda.rows(spans[:5], 3)
     with pytest.raises(ValueError, match="expected the same ones in each"):
-        profile.rows([*spans[:5], ("dw", 2.3, 2.5)], 3)
+        profile_cuda.rows([*spans[:5], ("dw", 2.3, 2.5)], 3)
 
 
 def test_overlapping_kernels_count_for_what_they_add() -> None:
     one = (("dw", 0.0, 1.0), ("pw", 0.4, 1.5), ("pool", 0.5, 1.25), ("head", 2.0, 3.0))
     spans = [(name, 9 * run + start, 9 * run + end) for run in range(3) for name, start, end in one]
-    found = profile.rows(spans, 3)
+    found = profile_cuda.rows(spans, 3)
     assert [row["time_s"] for row in found] == pytest.approx([1.0, 0.5, 0.0, 1.0])
     assert [row["gap_s"] for row in found] == pytest.approx([0.0, 0.0, 0.0, 0.5])
     assert sum(row["time_s"] + row["gap_s"] for row in found) == pytest.approx(3.0)

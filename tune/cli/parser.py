@@ -83,6 +83,14 @@ def parser() -> Parser:
     bench.add_argument("--rounds", type=count, default=15, metavar="N", help="default: 15")
     bench.set_defaults(verb=verbs.bench)
 
+    profile = known.add_parser(
+        "profile", parents=[machine, network, result], help="what each layer takes in the library"
+    )
+    profile.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
+    profile.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
+    profile.add_argument("--rounds", type=count, default=15, metavar="N", help="default: 15")
+    profile.set_defaults(verb=verbs.profile)
+
     verify = known.add_parser(
         "verify", parents=[machine, network, result], help="measure recorded winners again"
     )

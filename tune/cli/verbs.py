@@ -128,6 +128,29 @@ def bench(options: argparse.Namespace) -> None:
     write_json(options, results if len(models) > 1 else results[0])
 
 
+def profile(options: argparse.Namespace) -> None:
+    from tune import pipeline
+    from tune.report.profile import profile_table
+
+    model = model_of(options)
+    if options.lib is not None:
+        model = pipeline.network_in(options.lib, network_of(options))
+    target, log, site = place_of(options, measures=True)
+    result = pipeline.profile(
+        model,
+        target,
+        log,
+        site=site,
+        weights=options.weights,
+        seed=options.seed,
+        library=options.lib,
+        rounds=options.rounds,
+        progress=_tell,
+    )
+    print(profile_table(result))
+    write_json(options, result)
+
+
 def verify(options: argparse.Namespace) -> None:
     from tune import pipeline
     from tune.report.files import verification_table

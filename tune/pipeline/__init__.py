@@ -11,6 +11,7 @@ from tune.pipeline.harvesting import harvest
 from tune.pipeline.logs import add, best, diff, merge, prune, stats
 from tune.pipeline.modelling import roofline
 from tune.pipeline.packaging import build_package, package
+from tune.pipeline.profiling import profile
 from tune.pipeline.records import Log, show, winners
 from tune.pipeline.scaling import scaling
 from tune.pipeline.site import Site, check_estimator, threads_of
@@ -36,6 +37,7 @@ __all__ = [
     "merge",
     "network_in",
     "package",
+    "profile",
     "prune",
     "read_csv",
     "roofline",

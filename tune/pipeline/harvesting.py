@@ -384,11 +384,11 @@ def _uncompared(harvest: _Harvest, network: str) -> bool:
 
 def _profile(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
     """By layer as the log has it, and by kernel as the GPU did it."""
-    from tune import profile
+    from tune import profile_cuda
 
     layers = explain(setting.model, harvest.target, harvest.log, threads=1, code=False)
     try:
-        kernels: Any = _elsewhere(profile.profile, harvest.library(setting))
+        kernels: Any = _elsewhere(profile_cuda.profile, harvest.library(setting))
     except (WorkerError, WorkerCrash, WorkerTimeout) as error:
         kernels = str(error)  # a profiler may be forbidden; the layers are there all the same
     return {"layers": layers, "kernels": kernels}

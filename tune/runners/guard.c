@@ -11,12 +11,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <tvm/ffi/c_api.h>
 
 #define EXPORT(name) \
   int __tvm_ffi_##name(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result)
+
+/* A tensor arrives as a view, or as an object that holds one behind its header. */
+static const DLTensor *tensor_of(const TVMFFIAny *value) {
+  const size_t header = value->type_index == kTVMFFIDLTensorPtr ? 0 : sizeof(TVMFFIObject);
+  return (const DLTensor *)((const char *)value->v_ptr + header);
+}
 
 static void end_session(int signal_number) {
   (void)signal_number;
@@ -92,11 +99,58 @@ EXPORT(cores) {
   return 0;
 }
 
+/* What the virtual machine has called since it was asked: lines of a name and nanoseconds. */
+static char calls_text[1 << 16];
+static size_t calls_used;
+
+static int64_t now_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static TVMFFIByteArray text_of(const TVMFFIAny *value) {
+  switch (value->type_index) {
+    case kTVMFFIRawStr:
+      return (TVMFFIByteArray){value->v_c_str, strlen(value->v_c_str)};
+    case kTVMFFISmallStr:
+      return (TVMFFIByteArray){value->v_bytes, value->small_str_len};
+    default: /* an object, which has it behind its header */
+      return *(const TVMFFIByteArray *)((const char *)value->v_ptr + sizeof(TVMFFIObject));
+  }
+}
+
+/* watch(function, name, before, ...): the virtual machine's instrument, called around each call. */
+EXPORT(watch) {
+  static int64_t start;
+  const int64_t now = now_ns();
+  (void)self, (void)count, (void)result;
+
+  if (!args[2].v_int64) {
+    const TVMFFIByteArray name = text_of(&args[1]);
+    const size_t left = sizeof calls_text - calls_used;
+    const int used = snprintf(calls_text + calls_used, left, "%.*s %lld\n", (int)name.size,
+                              name.data, (long long)(now - start));
+    if (used > 0 && (size_t)used < left) calls_used += (size_t)used;
+  }
+  start = now_ns();
+  return 0;
+}
+
+/* calls(buffer): fill a tensor of as many bytes with those lines, and forget them; how many. */
+EXPORT(calls) {
+  const DLTensor *buffer = tensor_of(&args[0]);
+  (void)self, (void)count;
+  memcpy((char *)buffer->data + buffer->byte_offset, calls_text, calls_used);
+  result->type_index = kTVMFFIInt;
+  result->v_int64 = (int64_t)calls_used;
+  calls_used = 0;
+  return 0;
+}
+
 /* cpuinfo(buffer): fill a tensor of bytes; how many it took. */
 EXPORT(cpuinfo) {
-  /* a tensor arrives as a view, or as an object that holds one behind its header */
-  const size_t header = args[0].type_index == kTVMFFIDLTensorPtr ? 0 : sizeof(TVMFFIObject);
-  const DLTensor *buffer = (const DLTensor *)((const char *)args[0].v_ptr + header);
+  const DLTensor *buffer = tensor_of(&args[0]);
   char *text = (char *)buffer->data + buffer->byte_offset;
   const size_t size = (size_t)buffer->shape[0];
   FILE *file = fopen("/proc/cpuinfo", "r");

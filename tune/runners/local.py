@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernels.reference import Array
 from kernels.te import peak, stream
 from targets.target import Target
+from tune.profile import Bursts, Watched, watch
 from tune.runners.builders import Builders
 from tune.runners.candidate import Candidate, Loaded
 from tune.runners.meeting import together
@@ -101,6 +103,11 @@ class LocalRunner:
             return self._bench.call(rehearse, parts, rivals, FINAL, timeout_s=REHEARSAL_TIMEOUT_S)
 
         return together(meet, [self._finalists[entry] for entry in rivals])
+
+    def watch(self, library: Path, images: Array, bursts: Bursts) -> Watched:
+        """Seconds of whole inferences of a network, and of its kernels."""
+        arguments = (library, self.threads, images, bursts)
+        return self._bench.call(watch, *arguments, timeout_s=REHEARSAL_TIMEOUT_S)
 
     def _timed(self, candidate: Candidate) -> Outcome:
         try:

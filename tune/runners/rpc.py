@@ -19,6 +19,7 @@ from targets import machines
 from targets.target import Endpoint, Target
 from tune.builder import export
 from tune.errors import GateError, SetupError, UsageError
+from tune.profile import Bursts, Watched
 from tune.runners.board import Board, Lost, Patience, cpuinfo_file
 from tune.runners.builders import BUILD_TIMEOUT_S, Builders
 from tune.runners.candidate import Candidate
@@ -26,8 +27,9 @@ from tune.runners.guard import build_guard
 from tune.runners.handshake import Direct, NoServer, Source, Tracker, is_tracker, patiently
 from tune.runners.lanes import LOSSES, share
 from tune.runners.meeting import together
+from tune.runners.network import infer, watch
 from tune.runners.protocol import Entry, Outcome
-from tune.runners.session import Facts, Turns, best_s, infer, run
+from tune.runners.session import Facts, Turns, best_s, run
 from tune.runners.worker import Worker
 
 T = TypeVar("T")
@@ -135,7 +137,16 @@ class RpcRunner:
         self, library: Path, image: Array, repeat: int = 0
     ) -> tuple[Array, tuple[float, ...]]:
         """Logits of a whole network for `image`, and seconds of `repeat` more inferences."""
-        answer = self._on_one_board(infer, library, image, repeat, count=1 + repeat // 10)
+        return self._whole(library, infer, image, repeat, count=1 + repeat // 10)
+
+    def watch(self, library: Path, images: Array, bursts: Bursts) -> Watched:
+        """Seconds of whole inferences of a network, and of its kernels."""
+        count = 1 + bursts.rounds * (bursts.warmup + bursts.timed) // 5
+        return self._whole(library, watch, images, bursts, count=count)
+
+    def _whole(self, library: Path, function: Callable[..., T], *arguments: Any, count: int) -> T:
+        """What a function of `session` returns of a whole network. GateError when it never does."""
+        answer = self._on_one_board(function, library, *arguments, count=count)
         if isinstance(answer, Lost):
             raise GateError(
                 f"the board is lost whenever it runs {library}; expected its logits; "

@@ -23,9 +23,10 @@ from tune.runners.handshake import NoServer
 from tune.runners.protocol import Outcome
 from tune.runners.samples import agree
 from tune.runners.worker import essence
+from tune.runtime import MACHINERY
 from tune.verify import case, difference
 
-CPUINFO_BYTES = 1 << 16
+TEXT_BYTES = 1 << 16  # that the guard writes at once
 IDLE_LIMIT_S = 600  # between candidates; then the board is free for others
 BIG_CORES = 1  # TVM's affinity mode: the cores of highest frequency first
 
@@ -73,7 +74,7 @@ class Facts:
 
 def open_session(place: Place) -> Facts:
     """Connect, and make the board ready for candidates. NoServer when it cannot be."""
-    return _session(place).facts
+    return session_at(place).facts
 
 
 def run(place: Place, candidates: Sequence[Candidate], turns: Turns, limit_s: int) -> list[Outcome]:
@@ -82,7 +83,7 @@ def run(place: Place, candidates: Sequence[Candidate], turns: Turns, limit_s: in
     limit_s  what each may take on the board, else it ends the session
     Raises when the session is lost, NoServer when the board is of no use.
     """
-    session = _session(place)
+    session = session_at(place)
     session.limit(limit_s * len(candidates))
     played = [_Played(session, candidate) for candidate in candidates]
     for number in range(turns.most):
@@ -98,7 +99,7 @@ def best_s(
     place: Place, library: Path, arrays: Sequence[Array], repeat: int, limit_s: int
 ) -> float:
     """The shortest time of `main` of the arrays. Raises as `run` does."""
-    session = _session(place)
+    session = session_at(place)
     session.limit(limit_s)
     module = session.load(library)
     arguments = [session.tensor(array) for array in arrays]
@@ -108,30 +109,7 @@ def best_s(
     return float(shortest)
 
 
-def infer(
-    place: Place, library: Path, image: Array, repeat: int, limit_s: int
-) -> tuple[Array, tuple[float, ...]]:
-    """Logits of a whole network for `image`, and seconds of `repeat` more inferences.
-
-    Raises as `run` does.
-    """
-    from tvm.runtime.vm import VirtualMachine
-
-    session = _session(place)
-    session.limit(limit_s)
-    machine = VirtualMachine(session.load(library), session.device)
-    machine.set_input("main", session.tensor(image))
-    machine.invoke_stateful("main")
-    logits = machine.get_outputs("main").numpy()
-    seconds: tuple[float, ...] = ()
-    if repeat:
-        timer = machine.time_evaluator("invoke_stateful", session.device, number=1, repeat=repeat)
-        seconds = tuple(float(second) for second in timer("main").results)
-    session.limit(IDLE_LIMIT_S)
-    return logits, seconds
-
-
-class _Session:
+class Session:
     """A connected board, protected from what it will run."""
 
     def __init__(self, place: Place) -> None:
@@ -148,9 +126,7 @@ class _Session:
         # Before the pool of threads is made; it takes both, as `use_threads` does here.
         self._guard["protect"](threads)
         self._remote.get_function("runtime.config_threadpool")(BIG_CORES, threads)
-        buffer = self.tensor(np.zeros(CPUINFO_BYTES, np.uint8))
-        used = int(self._guard["cpuinfo"](buffer))
-        self.facts = Facts(cpuinfo=buffer.numpy()[:used].tobytes().decode(), cores=cores)
+        self.facts = Facts(cpuinfo=self._text("cpuinfo"), cores=cores)
 
     def load(self, library: Path) -> Any:
         """The library as a module of the board, where no file of it is left. NoServer if it cannot.
@@ -171,9 +147,26 @@ class _Session:
 
         return tvm.runtime.tensor(array, device=self.device)
 
+    def watch(self, machine: Any) -> None:
+        """From now on note which kernels a virtual machine of the board calls."""
+        get = "ffi.ModuleGetFunction"  # by name: RPC passes modules, but no functions
+        machine.module["set_instrument"](get, self._guard, "watch", False)
+
+    def calls(self) -> list[tuple[str, float]]:
+        """Names and seconds of the kernels called since last asked for."""
+        lines = (line.split() for line in self._text("calls").splitlines())
+        return [(name, int(ns) * 1e-9) for name, ns in lines if not name.startswith(MACHINERY)]
+
     def ping(self) -> None:
         """Raises when the session is lost."""
         self._remote.get_function("tvm.rpc.server.remove")
+
+    def _text(self, name: str) -> str:
+        """What a function of the guard writes."""
+        buffer = self.tensor(np.zeros(TEXT_BYTES, np.uint8))
+        used = int(self._guard[name](buffer))
+        text: bytes = buffer.numpy()[:used].tobytes()
+        return text.decode()
 
     def _upload(self, name: str, content: bytes) -> None:
         """TVM writes what fits on the disk and does not tell, so the file is read back."""
@@ -218,7 +211,7 @@ class _Session:
 class _Played:
     """A candidate on the board, checked; later also timed."""
 
-    def __init__(self, session: _Session, candidate: Candidate) -> None:
+    def __init__(self, session: Session, candidate: Candidate) -> None:
         self._session = session
         self._config = candidate.config
         self._seconds: list[float] = []
@@ -276,8 +269,9 @@ class _Played:
 
 
 @cache
-def _session(place: Place) -> _Session:
-    return _Session(place)
+def session_at(place: Place) -> Session:
+    """The session of this process with a board there, begun when first asked for."""
+    return Session(place)
 
 
 def _machine(program: bytes) -> str:
