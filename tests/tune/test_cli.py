@@ -29,7 +29,16 @@ HOST = X86.host()
 SMALL = ["--alpha", "0.25", "--resolution", "32", "--threads", "1"]
 MODEL = MobileNet(alpha=0.25, resolution=32)
 LONG_S = 120
-VERBS = (["run"], ["build"], ["classify"], ["bench"], ["model"], ["log"], ["log", "show"])
+VERBS = (
+    ["run"],
+    ["build"],
+    ["classify"],
+    ["bench"],
+    ["profile"],
+    ["model"],
+    ["log"],
+    ["log", "show"],
+)
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:

@@ -45,6 +45,18 @@ def test_photos_are_known_there(
     assert lines[7].split() == ["0.497", "tabby", "cat"]
 
 
+def test_layers_are_timed_there(address: str, tmp_path: Path) -> None:
+    library, result = tmp_path / "arm64.so", tmp_path / "profile.json"
+    assert cli.main(["build", *DEVICE, *SMALL, "-o", str(library)]) == 0
+    there = ["--target", "arm64", "--rpc", address, "--threads", "1", "--rounds", "2"]
+    assert cli.main(["profile", *there, "--lib", str(library), "--json", str(result)]) == 0
+    found = json.loads(result.read_text())
+    manifest = json.loads(library.with_suffix(".json").read_text())
+    assert [row["name"] for row in found["layers"]] == [row["name"] for row in manifest["layers"]]
+    assert min(row["time_s"] for row in found["layers"]) > 0
+    assert sum(row["time_s"] for row in found["layers"]) < 60
+
+
 def test_run_measures_on_the_board_whose_core_it_reads(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
