@@ -1,9 +1,9 @@
-"""What llvm-mca, LLVM's model of a core's pipeline, says of generated aarch64 code.
+"""What llvm-mca, LLVM's model of a core's pipeline, says of generated code.
 
 It knows issue widths, ports and latencies, and neither caches nor branch prediction. Some cores
 LLVM models as an older one: to LLVM 19 and 22, cortex-a76 has the pipeline of cortex-a57, which
 starts one 128-bit multiply-add a cycle where the core starts two. So a share is of the model's own
-peak.
+peak. Of products in tile registers it knows no throughput.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -25,25 +25,66 @@ from tune.errors import SetupError
 from tune.printed import first_line
 
 FEW, MANY = 20, 60  # iterations; their difference is the steady state
-REGISTERS = 24  # enough independent sums to hide a multiply-add's latency
 SIGNIFICANT = 0.999  # of the instructions; the rest is taken to run like these
 
 LABEL = re.compile(r"^([.\w$]+):")
-BRANCH = re.compile(r"^\s*(?:b(?:\.\w+)?|cbn?z|tbn?z)\s.*?([.\w$]+)\s*$")
-MULTIPLY_ADD = re.compile(r"^\s*fml[as]\s")
+TILE_PRODUCT = re.compile(r"^\s*tdp\w+\s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How the assembly of a kind of machine is read.
+
+    comment       what begins one
+    branch        matches one, its target in a group
+    multiply_add  matches one, of vectors or in tile registers
+    product       matches what only a product of matrices has: one value times a vector of others
+    independent   {sum} += what others have, in so many bits
+    """
+
+    comment: str
+    branch: re.Pattern[str]
+    multiply_add: re.Pattern[str]
+    product: re.Pattern[str]
+    independent: dict[int, str]
+
+
+DIALECTS = {
+    "arm64": Dialect(
+        comment="//",
+        branch=re.compile(r"^\s*(?:b(?:\.\w+)?|cbn?z|tbn?z)\s.*?([.\w$]+)\s*$"),
+        multiply_add=re.compile(r"^\s*fml[as]\s"),
+        product=re.compile(r"^\s*fml[as]\s.*\[\d\]$"),
+        independent={128: "fmla v{sum}.4s, v30.4s, v31.s[0]"},
+    ),
+    "x86": Dialect(
+        comment="#",
+        branch=re.compile(r"^\s*j\w+\s+([.\w$]+)\s*$"),
+        multiply_add=re.compile(r"^\s*(?:vfn?m(?:add|sub)\d+p[sd]|tdp\w+)\s"),
+        product=re.compile(r"\{1to\d+\}|^\s*(?:vbroadcasts|tdp)"),
+        independent={
+            256: "vfmadd231ps %ymm14, %ymm15, %ymm{sum}",
+            512: "vfmadd231ps %zmm30, %zmm31, %zmm{sum}",
+        },
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """The innermost loop with the most multiply-adds, in the steady state.
+    """An innermost loop in the steady state.
 
+    product        whether matrices are multiplied in it; else a window is summed, lane by lane
+    tile_products  multiply-adds in tile registers, which the model cannot time
     cycles         of one iteration
     peak           multiply-adds that the model can start in a cycle
     """
 
     core: str
+    product: bool
     instructions: int
     multiply_adds: int
+    tile_products: int
     cycles: float
     peak: float
     code: tuple[str, ...]
@@ -54,20 +95,26 @@ class Loop:
         return self.multiply_adds / (self.cycles * self.peak)
 
 
-def hot_loop(assembly: str, target: Target) -> Loop:
-    """What becomes of the hottest loop on `target`; `assembly` is as a built TVM module prints it.
+def hot_loops(assembly: str, target: Target) -> tuple[Loop, ...]:
+    """The loop with the most multiply-adds among those of products, and among those of windows.
 
+    assembly  as a built TVM module prints it
     ValueError when it has no loop with a multiply-add; SetupError without llvm-mca.
     """
-    code = _hottest(assembly)
-    (cycles,) = _cycles([code], target)
-    return Loop(
-        core=target.mcpu,
-        instructions=len(code),
-        multiply_adds=_multiply_adds(code),
-        cycles=cycles,
-        peak=peak(target),
-        code=code,
+    dialect = DIALECTS[target.kind]
+    codes = _hottest(assembly, dialect)
+    return tuple(
+        Loop(
+            core=target.mcpu,
+            product=_count(dialect.product, code) > 0,
+            instructions=len(code),
+            multiply_adds=_count(dialect.multiply_add, code),
+            tile_products=_count(TILE_PRODUCT, code),
+            cycles=spent,
+            peak=peak(target),
+            code=code,
+        )
+        for code, spent in zip(codes, _cycles(codes, target), strict=True)
     )
 
 
@@ -90,9 +137,11 @@ def cycles(blocks: Sequence[Block], target: Target) -> float:
 @cache
 def peak(target: Target) -> float:
     """Multiply-adds a cycle that the model reaches when nothing else is to be done."""
-    code = [f"fmla v{i}.4s, v30.4s, v31.s[0]" for i in range(REGISTERS)]
+    one = DIALECTS[target.kind].independent[target.cpu.vector_bits]
+    # Enough to hide the latency of each, and registers are left for the factors.
+    code = [one.format(sum=number) for number in range(target.cpu.vector_registers * 3 // 4)]
     (spent,) = _cycles([code], target)
-    return REGISTERS / spent
+    return len(code) / spent
 
 
 def tool() -> str:
@@ -100,14 +149,14 @@ def tool() -> str:
     return Path(_newest("llvm-mca")).name
 
 
-def _hottest(assembly: str) -> tuple[str, ...]:
-    """The instructions of the innermost loop that has the most multiply-adds."""
-    lines = [line.partition("//")[0].rstrip() for line in assembly.splitlines()]
+def _hottest(assembly: str, dialect: Dialect) -> list[tuple[str, ...]]:
+    """The instructions of the innermost loops that have the most multiply-adds of their kind."""
+    lines = [line.partition(dialect.comment)[0].rstrip() for line in assembly.splitlines()]
     labels = {match[1]: i for i, line in enumerate(lines) if (match := LABEL.match(line))}
     loops = [
         (labels[match[1]], i)
         for i, line in enumerate(lines)
-        if (match := BRANCH.match(line)) and labels.get(match[1], i) < i
+        if (match := dialect.branch.match(line)) and labels.get(match[1], i) < i
     ]
     innermost = [
         (start, end)
@@ -115,13 +164,16 @@ def _hottest(assembly: str) -> tuple[str, ...]:
         if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
     ]
     bodies = [_instructions(lines[start : end + 1]) for start, end in innermost]
-    hottest = max(bodies, key=_multiply_adds, default=())
-    if not _multiply_adds(hottest):
+    sums = [body for body in bodies if _count(dialect.multiply_add, body)]
+    if not sums:
         raise ValueError(
             f"the assembly has {len(bodies)} innermost loops, none with a vector multiply-add; "
-            f"expected aarch64 code of a convolution; see inspect_source('asm')"
+            f"expected code of a convolution; see inspect_source('asm')"
         )
-    return hottest
+    products = [body for body in sums if _count(dialect.product, body)]
+    windows = [body for body in sums if body not in products]
+    most = partial(_count, dialect.multiply_add)
+    return [max(kind, key=most) for kind in (products, windows) if kind]
 
 
 def _instructions(lines: Sequence[str]) -> tuple[str, ...]:
@@ -130,8 +182,8 @@ def _instructions(lines: Sequence[str]) -> tuple[str, ...]:
     return tuple(line for line in stripped if line and not line.startswith("."))
 
 
-def _multiply_adds(code: Sequence[str]) -> int:
-    return sum(1 for line in code if MULTIPLY_ADD.match(line))
+def _count(pattern: re.Pattern[str], code: Sequence[str]) -> int:
+    return sum(1 for line in code if pattern.match(line))
 
 
 def _cycles(pieces: Sequence[Sequence[str]], target: Target) -> list[float]:
@@ -149,7 +201,7 @@ def _total_cycles(text: str, iterations: int, target: Target) -> dict[str, int]:
     printed = _llvm(
         "llvm-mca",
         text,
-        f"-mtriple={target.mtriple}",
+        *([f"-mtriple={target.mtriple}"] if target.mtriple else []),
         f"-mcpu={target.mcpu}",
         f"-iterations={iterations}",
         "-json",
@@ -181,7 +233,7 @@ def _llvm(tool: str, text: str, *options: str) -> str:
     if done.returncode:
         reason = first_line(done.stderr, f"status {done.returncode}")
         raise SetupError(
-            f"{command[0]} cannot read aarch64 code: {reason}; expected LLVM 19 or newer; "
+            f"{command[0]} cannot read this code: {reason}; expected LLVM 19 or newer; "
             f"install it, on Debian as root: apt-get install llvm-19"
         )
     return done.stdout

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from kernels import kernel
-from kernels.workload import Workload, flops
+from kernels.workload import Separable, Workload, flops
 from targets.target import Target
 from tune import mca
 from tune.builder import prepare
-from tune.errors import UsageError
 from tune.mobilenet import MobileNet
 from tune.pins import check_pins
 from tune.pipeline.records import Log
@@ -21,16 +20,10 @@ def explain(
 ) -> list[dict[str, Any]]:
     """One row a choice of the plan: what computes it, why, how fast, and what else was known.
 
-    code  also build each kernel and say what its code asks of the machine; for arm64 the hottest
-          loop by llvm-mca, for a GPU the launches. UsageError where we know no such thing,
-          SetupError without the tool.
+    code  also build each kernel and say what its code asks of the machine; for a CPU the hottest
+          loop by llvm-mca, for a GPU the launches. SetupError without the tool.
     """
     check_pins()
-    if code and target.kind not in READERS:
-        raise UsageError(
-            f"the code of {target.device} is not explained; expected a target among "
-            f"{', '.join(READERS)}; leave --code out"
-        )
     read = None
     if code:
         prepare(target)
@@ -59,16 +52,27 @@ def explain(
     return rows
 
 
-def _hot_loop(choice: Choice, target: Target) -> str:
-    """What the hottest loop consists of, and how near the model's multiply-add throughput it is."""
+def _hot_loops(choice: Choice, target: Target) -> str:
+    """What the hottest loops consist of, and how near the model's multiply-add throughput.
+
+    Of a layer that only multiplies matrices, or only sums windows, these; of two in one, both.
+    """
     import tvm
 
     lowered = kernel(choice.kernel).lower(choice.workload, choice.config, target)
     assembly = tvm.compile(lowered, target=target.tvm()).mod.inspect_source("asm")
-    loop = mca.hot_loop(assembly, target)
+    loops = mca.hot_loops(assembly, target)
+    if not isinstance(choice.workload, Separable):
+        loops = loops[:1]
+    return "; ".join(map(_described, loops))
+
+
+def _described(loop: mca.Loop) -> str:
+    if loop.tile_products:
+        return f"{loop.tile_products} products of tiles of {loop.instructions} instructions"
     return (
-        f"{loop.multiply_adds} fmla of {loop.instructions} instructions in {loop.cycles:.0f} "
-        f"cycles, {loop.share:.0%} of what the model of {loop.core} can start"
+        f"{loop.multiply_adds} multiply-adds of {loop.instructions} instructions in "
+        f"{loop.cycles:.0f} cycles, {loop.share:.0%} of what the model of {loop.core} can start"
     )
 
 
@@ -85,4 +89,4 @@ def _launches(choice: Choice, target: Target) -> str:
 
 
 # Kind of machine -> what tells of a choice's code.
-READERS = {"arm64": _hot_loop, "cuda": _launches}
+READERS = {"arm64": _hot_loops, "x86": _hot_loops, "cuda": _launches}
