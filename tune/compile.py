@@ -14,7 +14,7 @@ import numpy as np
 from kernels.reference import Array
 from targets import machines
 from targets.target import Target
-from tune.builder import compiling, export
+from tune.builder import UNCHECKED, compiling, export
 from tune.mobilenet import MobileNet
 from tune.pins import PINS
 from tune.plan import Choice
@@ -27,12 +27,11 @@ def compile_network(module: Any, target: Target, path: Path) -> int:
     """Write the library of a whole network to `path`; bytes of the weights in it.
 
     On a GPU all launches are one graph, captured the first time. The image is checked where the
-    network begins; kernels do not check once more what the graph gives them, which would be a third
-    of the code. SetupError when nothing can link it.
+    network begins. SetupError when nothing can link it.
     """
     from tvm import relax
 
-    passes = {"relax.backend.use_cuda_graph": target.kind == "cuda", "tirx.disable_assert": True}
+    passes = {"relax.backend.use_cuda_graph": target.kind == "cuda"} | UNCHECKED
     with compiling(target, passes):
         executable = relax.build(module, target=target.tvm())
     export(executable, target, path)

@@ -6,7 +6,6 @@ Whole networks take minutes to compile, so that these are layers whose default c
 from __future__ import annotations
 
 import re
-import subprocess
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -148,13 +147,9 @@ def test_loads_are_16_bytes_wide(layer: str, dtype: str, arch: str) -> None:
     assert narrow == 0 if "depthwise" in layer else narrow <= 16
 
 
-def before_the_wait(binary: Binary, folder: Path) -> Counter[str]:
+def before_the_wait(fact: KernelFacts) -> Counter[str]:
     """Instructions by opcode that a thread may come by before it waits, if it ever does."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(binary.cubin)
-    command = [cubin.tool(), "--dump-sass", path]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    blocks = sass._blocks(sass.parse(printed.splitlines()))
+    blocks = sass._blocks(fact.code)
     after = sass._successors(blocks)
     found: Counter[str] = Counter()
     waiting, seen = [0], {0}
@@ -182,14 +177,12 @@ def read_before_the_wait(ir: str) -> set[str]:
     return {name.removeprefix("%") for name in seen.intersection(POINTER.findall(ir))}
 
 
-def assert_waits(
-    binaries: tuple[Binary, ...], facts: tuple[KernelFacts, ...], folder: Path
-) -> None:
+def assert_waits(binaries: tuple[Binary, ...], facts: tuple[KernelFacts, ...]) -> None:
     """For the launch before, in each program, which reads but weights and writes nothing until
     then, and lets none behind it go.
     """
     for binary, fact in zip(binaries, facts, strict=True):
-        early = before_the_wait(binary, folder)
+        early = before_the_wait(fact)
         if binary.arch == "sm_80":
             assert fact.count(WAIT, LET_GO) == 0
             assert early.keys() & GLOBAL
@@ -206,17 +199,17 @@ def assert_waits(
 
 @DEFAULT
 def test_no_memory_is_touched_before_the_launch_before_has_ended(
-    layer: str, dtype: str, arch: str, tmp_path: Path
+    layer: str, dtype: str, arch: str
 ) -> None:
     _, binaries, facts = compiled(layer, dtype, arch)
-    assert_waits(binaries, facts, tmp_path)
+    assert_waits(binaries, facts)
 
 
 @OTHER
-def test_nor_by_other_configs(other: str, arch: str, tmp_path: Path) -> None:
+def test_nor_by_other_configs(other: str, arch: str) -> None:
     layer, changes = OTHERS[other]
     _, binaries, facts = compiled(layer, "float16", arch, tuple(changes.items()))
-    assert_waits(binaries, facts, tmp_path)
+    assert_waits(binaries, facts)
 
 
 @pytest.mark.parametrize("dtype", ITEM_BYTES)

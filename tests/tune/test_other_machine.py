@@ -31,18 +31,16 @@ def address() -> Iterator[str]:
     board.stop(port)
 
 
-def test_photos_are_known_there(
+def test_a_photo_is_known_there(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     library = str(tmp_path / "arm64.so")
     tuned = ["--require-tuned", "--allow-estimates"]
     assert cli.main(["build", *DEVICE, "--threads", "1", *tuned, "-o", library]) == 0
     assert "28 estimated" in capsys.readouterr().out
-    photos = [str(PHOTOS / name) for name in ("coffee.png", "chelsea.png")]
-    assert cli.main(["classify", "--rpc", address, "--lib", library, *photos]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["0.991", "espresso"]
-    assert lines[7].split() == ["0.497", "tabby", "cat"]
+    photo = str(PHOTOS / "chelsea.png")
+    assert cli.main(["classify", "--rpc", address, "--lib", library, photo]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["0.497", "tabby", "cat"]
 
 
 def test_layers_are_timed_there(address: str, tmp_path: Path) -> None:
