@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("targets", "kernels", "tune")  # from the ground up
-HEAVY = ("numpy", "onnxruntime", "openvino", "torch", "triton", "tvm", "xgboost")
+HEAVY = ("ai_edge_litert", "numpy", "onnxruntime", "openvino", "torch", "triton", "tvm", "xgboost")
 VERBS = {
     "tune.bench",
     "tune.builder",
@@ -134,3 +135,15 @@ def test_importing_the_rooms_loads_nothing_heavy(names: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
     assert process.stdout.split() == []
+
+
+def test_all_rooms_are_installed() -> None:
+    """They are named one by one, so that nothing else is; an editable install hides who lacks."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert set(settings["packages"]) == packages
+    for name in packages:
+        shipped = settings["package-data"].get(name, [])
+        folder = ROOT / name.replace(".", "/")
+        known = {path for pattern in ("*.py", *shipped) for path in folder.glob(pattern)}
+        assert {path for path in folder.iterdir() if path.is_file()} <= known

@@ -46,6 +46,7 @@ WHEELS = {
         "sympy",
     ),
     "onnxruntime": ("onnx>=1.23,<2", "onnxruntime==1.32.*", "flatbuffers", "packaging", "protobuf"),
+    "litert": ("ai-edge-litert==2.3.0", "flatbuffers"),
     "ncnn": ("ncnn==1.0.20261020",),
 }
 

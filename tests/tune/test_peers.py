@@ -108,7 +108,7 @@ def test_what_a_peer_may_not_do_exceeds_the_tolerance(expected: dict[MobileNet, 
 def test_the_table_names_modules_and_packages_that_the_project_declares() -> None:
     project = tomllib.loads(PYPROJECT.read_text())["project"]
     declared = [*project["dependencies"], *project["optional-dependencies"]["peers"]]
-    names = {re.split("[<>=]", requirement)[0] for requirement in declared}
+    names = {re.split("[<>=]", requirement)[0].replace("-", "_") for requirement in declared}
     for peer in (*PEERS.values(), REFERENCE):
         assert find_spec(peer.module) is not None
         assert set(peer.packages) <= names

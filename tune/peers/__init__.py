@@ -52,6 +52,7 @@ PEERS = {
     "torch-compile": Peer("tune.peers.torch_compile", ("torch",)),
     "onnxruntime": Peer("tune.peers.onnxruntime", ("onnx", "onnxruntime")),
     "openvino": Peer("tune.peers.openvino", ("onnx", "openvino")),
+    "litert": Peer("tune.peers.litert", ("ai_edge_litert",)),
     "ncnn": Peer("tune.peers.ncnn", ("ncnn",), ("float32", "float16")),
 }
 
