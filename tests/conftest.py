@@ -35,7 +35,9 @@ def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mobilenet_a76(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same for a cortex-a76 and smaller images: an inference of 1.0/224 is emulated in 15 s."""
+    """1.0/128 with the same weights for a cortex-a76, its configs carried over from 1.0/224: an
+    inference of that is emulated in up to 15 s.
+    """
     return whole(MobileNet(resolution=128), arm64.DEVICES["cortex-a76"], tmp_path_factory)
 
 

@@ -61,7 +61,7 @@ DIALECTS = {
         comment="#",
         branch=re.compile(r"^\s*j\w+\s+([.\w$]+)\s*$"),
         multiply_add=re.compile(r"^\s*(?:vfn?m(?:add|sub)\d+p[sd]|tdp\w+)\s"),
-        product=re.compile(r"\{1to\d+\}|^\s*(?:vbroadcasts|tdp)"),
+        product=re.compile(r"^\s*(?:vfn?m.*\{1to\d+\}|vbroadcasts\w\s+(?!.*\(%rip\)|\.LCPI)|tdp)"),
         independent={
             256: "vfmadd231ps %ymm14, %ymm15, %ymm{sum}",
             512: "vfmadd231ps %zmm30, %zmm31, %zmm{sum}",

@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
+from kernels.reference import Array
 
 INFERENCES = 20
 
 
-def profile(library: Path, seed: int = 0) -> list[dict[str, Any]]:
-    """One row a kernel, in their order, as `rows` makes them from so many INFERENCES."""
+def profile(library: Path, images: Array, inferences: int = INFERENCES) -> list[dict[str, Any]]:
+    """One row a kernel, in their order, as `rows` makes them from so many inferences."""
     import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as recording
@@ -28,15 +28,14 @@ def profile(library: Path, seed: int = 0) -> list[dict[str, Any]]:
 
     torch.cuda.init()
     network = load(library)
-    image = np.random.default_rng(seed).uniform(-1, 1, network.input_shape)
-    x = network.bind(image.astype(network.dtype))
+    x = network.bind(images)
     for _ in range(3):  # the first captures the graph
         network.run(x)
     torch.cuda.synchronize()
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     # There is one cycle of events; PyTorch warns whoever does not keep those of all.
     with recording(activities=activities, acc_events=True) as recorded:
-        for _ in range(INFERENCES):
+        for _ in range(inferences):
             network.run(x)
             torch.cuda.synchronize()
     spans = [
@@ -44,7 +43,7 @@ def profile(library: Path, seed: int = 0) -> list[dict[str, Any]]:
         for event in recorded.events()
         if event.device_type == torch.autograd.DeviceType.CUDA
     ]
-    return rows(spans, INFERENCES)
+    return rows(spans, inferences)
 
 
 def rows(spans: Sequence[tuple[str, float, float]], inferences: int) -> list[dict[str, Any]]:

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import threading
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from tune.pins import PINS, check_pins
 
 HOST_MEMORY = (1, 3)  # DLPack's kDLCPU, and kDLCUDAHost: pinned, and the CPU's all the same
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
-MACHINERY = "vm.builtin."  # begins the names of what the virtual machine calls for itself
 GPU_TURN = threading.RLock()  # while one network records its graph, CUDA refuses others' calls
 
 
@@ -120,21 +117,13 @@ class Network:
         with self._turn:
             return self._main(*(self._fixed or (images,)))
 
-    def watch(self, tell: Callable[[str, float], None]) -> None:
-        """From now on `tell` the name of each kernel that was called, and the seconds it took.
+    def instrument(self, function: Any) -> None:
+        """Let `function` see each call of the virtual machine, before and after it, from now on.
 
-        On a GPU a launch is one call, whatever it consists of.
+        Its arguments are those that TVM's `VirtualMachine.set_instrument` names. On a GPU all
+        kernels are one call.
         """
-        start = 0.0
-
-        def instrument(_: Any, name: str, before: bool, *__: Any) -> None:
-            nonlocal start
-            now = time.perf_counter()
-            if not before and not name.startswith(MACHINERY):
-                tell(name, now - start)
-            start = time.perf_counter()
-
-        self._machine.set_instrument(instrument)
+        self._machine.set_instrument(function)
 
 
 def load(path: str | Path, threads: int | None = None) -> Network:
@@ -148,7 +137,7 @@ def load(path: str | Path, threads: int | None = None) -> Network:
     manifest = read_manifest(library)
     check_pins()
     _check_machine(manifest, library)
-    _check_library(manifest, library)
+    check_library(manifest, library)
     count = threads or manifest["threads"]
     use_threads(count)
     import tvm
@@ -244,7 +233,7 @@ def _check_machine(manifest: dict[str, Any], library: Path) -> None:
         )
 
 
-def _check_library(manifest: dict[str, Any], library: Path) -> None:
+def check_library(manifest: dict[str, Any], library: Path) -> None:
     """UsageError when the library is another, or cut short: to map that may end the process."""
     if hashlib.sha256(library.read_bytes()).hexdigest() != manifest["library_sha256"]:
         raise UsageError(

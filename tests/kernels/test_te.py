@@ -66,6 +66,7 @@ def distinct(*models: MobileNet) -> list[Workload]:
 NETWORKS = distinct(MobileNet(), MobileNet(alpha=0.25, resolution=128))
 SMALL = [workload for workload in NETWORKS if workload.macs <= SMALL_MACS]
 LARGE = [workload for workload in NETWORKS if workload.macs > SMALL_MACS]
+SOME = LARGE[::4]  # of each kind
 
 HOSTILE: list[Workload] = [
     *(Pointwise(N=1, H=5, W=7, Ci=Ci, Co=Co) for Ci, Co in ((8, 20), (20, 8), (3, 1), (1, 3))),
@@ -198,9 +199,15 @@ def test_small_layers_of_mobilenet(workload: Workload, target: Target) -> None:
         check(workload, name, config, target)
 
 
-@pytest.mark.parametrize("workload", LARGE, ids=lambda workload: workload.key)
-def test_large_layers_of_mobilenet(workload: Workload) -> None:
-    target = X86.host()
+@pytest.mark.parametrize(
+    ("workload", "target"),
+    [
+        *((workload, X86.host()) for workload in LARGE),
+        *((workload, target) for target in TARGETS if target != X86.host() for workload in SOME),
+    ],
+    ids=lambda value: getattr(value, "key", None) or value.device,
+)
+def test_large_layers_of_mobilenet(workload: Workload, target: Target) -> None:
     found = candidates(workload, target, most=0)
     assert found
     for name, config in found:

@@ -74,6 +74,7 @@ def test_a_library_for_a_gpu_is_built_and_explained_without_one(
     assert "was built for h100, whose code this machine cannot run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_code_of_two_layers_in_one_is_of_both(tmp_path: Path) -> None:
     if shutil.which("llvm-mca-19") is None and os.environ.get("CI") != "true":
         pytest.skip("the pipeline model needs llvm-mca")

@@ -19,6 +19,7 @@ THREADS_HELP = "of a CPU: counts to look at; default: 1,2,4,8,16,32,64"
 MEMORY_HELP = "of a CPU: what its memory gives to all cores together; default: 460.8"
 PROBE_HELP = "of a CPU: measure here what its cores cost one another"
 TOLERANCE_HELP = "slowdown that is accepted; default: 10%%"
+TRACED_HELP = "of 20 inferences, half of them traced; default: 15"
 EFFORT_HELP = "quick, full, or max, which stops only when every space is measured; default: full"
 
 

@@ -13,6 +13,7 @@ from tune.cli.arguments import (
     PROBE_HELP,
     THREADS_HELP,
     TOLERANCE_HELP,
+    TRACED_HELP,
     WEIGHTS_HELP,
     Parser,
     add_kernels,
@@ -88,7 +89,7 @@ def parser() -> Parser:
     )
     profile.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
     profile.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
-    profile.add_argument("--rounds", type=count, default=15, metavar="N", help="default: 15")
+    profile.add_argument("--rounds", type=count, default=15, metavar="N", help=TRACED_HELP)
     profile.set_defaults(verb=verbs.profile)
 
     verify = known.add_parser(

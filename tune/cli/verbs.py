@@ -134,7 +134,13 @@ def profile(options: argparse.Namespace) -> None:
 
     model = model_of(options)
     if options.lib is not None:
+        if options.weights is not None:
+            raise UsageError(
+                f"--weights {options.weights} would go into a library, and --lib {options.lib} is "
+                f"one; expected either; leave one out"
+            )
         model = pipeline.network_in(options.lib, network_of(options))
+        options.threads = options.threads or pipeline.threads_in(options.lib)
     target, log, site = place_of(options, measures=True)
     result = pipeline.profile(
         model,

@@ -11,7 +11,7 @@ from tune.pipeline.harvesting import harvest
 from tune.pipeline.logs import add, best, diff, merge, prune, stats
 from tune.pipeline.modelling import roofline
 from tune.pipeline.packaging import build_package, package
-from tune.pipeline.profiling import profile
+from tune.pipeline.profiling import profile, threads_in
 from tune.pipeline.records import Log, show, winners
 from tune.pipeline.scaling import scaling
 from tune.pipeline.site import Site, check_estimator, threads_of
@@ -44,6 +44,7 @@ __all__ = [
     "scaling",
     "show",
     "stats",
+    "threads_in",
     "threads_of",
     "tune",
     "verify",

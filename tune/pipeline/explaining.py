@@ -63,7 +63,7 @@ def _hot_loops(choice: Choice, target: Target) -> str:
     assembly = tvm.compile(lowered, target=target.tvm()).mod.inspect_source("asm")
     loops = mca.hot_loops(assembly, target)
     if not isinstance(choice.workload, Separable):
-        loops = loops[:1]
+        loops = (max(loops, key=lambda loop: loop.multiply_adds),)
     return "; ".join(map(_described, loops))
 
 

@@ -14,11 +14,12 @@ def profile_table(profile: dict[str, Any]) -> str:
     threads = profile["threads"]
     conditions = (
         f"{profile['workload']}, {threads} thread{'s' if threads > 1 else ''}, "
-        f"{profile['device']}, peak {profile['peak_flops'] / 1e9:.1f} GFLOP/s, "
+        f"{profile['device']}, peak {profile['peak_flops'] / 1e9:.1f} GFLOP/s"
     )
-    if profile["memory_bytes_per_s"]:
-        conditions += f"memory {profile['memory_bytes_per_s'] / 1e9:.1f} GB/s, "
-    conditions += f"load average {profile['load_average']:.2f}"
+    if profile["memory_bytes_per_s"] is not None:
+        conditions += f", memory {profile['memory_bytes_per_s'] / 1e9:.1f} GB/s"
+    if profile["load_average"] is not None:
+        conditions += f", load average {profile['load_average']:.2f}"
     total_s = sum(row["time_s"] for row in profile["layers"])
     head = ("layer", "kernel", "µs", "share", "GFLOP/s", "% of peak", "GB/s", "as tuned, µs")
     rows = []
@@ -42,7 +43,7 @@ def profile_table(profile: dict[str, Any]) -> str:
             )
         )
     total = (
-        f"all layers: {total_s * 1e3:.2f} ms; an inference that nobody watches: "
+        f"all layers: {total_s * 1e3:.2f} ms; an inference without a trace: "
         f"{profile['inference_s'] * 1e3:.2f} ms"
     )
     return "\n".join([conditions, "", *aligned([head, *rows], left=2), total])

@@ -1,4 +1,4 @@
-/* Runs on the board, in the process that serves one RPC session.
+/* Runs on the board, in the process that serves one RPC session; `trace` and `calls` also here.
  *
  * A TVM 0.27 server whose session process ends with a status other than 0 never accepts another
  * connection, and one whose session hangs waits for ever. So a crash or an overdue alarm of the
@@ -99,7 +99,7 @@ EXPORT(cores) {
   return 0;
 }
 
-/* What the virtual machine has called since it was asked: lines of a name and nanoseconds. */
+/* Which kernels TVM's virtual machine has called since it was asked, a line each: name and ns. */
 static char calls_text[1 << 16];
 static size_t calls_used;
 
@@ -109,42 +109,35 @@ static int64_t now_ns(void) {
   return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-static TVMFFIByteArray text_of(const TVMFFIAny *value) {
-  switch (value->type_index) {
-    case kTVMFFIRawStr:
-      return (TVMFFIByteArray){value->v_c_str, strlen(value->v_c_str)};
-    case kTVMFFISmallStr:
-      return (TVMFFIByteArray){value->v_bytes, value->small_str_len};
-    default: /* an object, which has it behind its header */
-      return *(const TVMFFIByteArray *)((const char *)value->v_ptr + sizeof(TVMFFIObject));
-  }
-}
-
-/* watch(function, name, before, ...): the virtual machine's instrument, called around each call. */
-EXPORT(watch) {
+/* trace(function, name, before, ...): the machine's instrument, around each call that it makes. */
+EXPORT(trace) {
+  static const char own[] = "vm.builtin.";
   static int64_t start;
   const int64_t now = now_ns();
+  const char *name = args[1].v_c_str;
   (void)self, (void)count, (void)result;
 
-  if (!args[2].v_int64) {
-    const TVMFFIByteArray name = text_of(&args[1]);
+  if (!args[2].v_int64 && strncmp(name, own, sizeof own - 1)) {
     const size_t left = sizeof calls_text - calls_used;
-    const int used = snprintf(calls_text + calls_used, left, "%.*s %lld\n", (int)name.size,
-                              name.data, (long long)(now - start));
+    const int used =
+        snprintf(calls_text + calls_used, left, "%s %lld\n", name, (long long)(now - start));
     if (used > 0 && (size_t)used < left) calls_used += (size_t)used;
   }
   start = now_ns();
   return 0;
 }
 
-/* calls(buffer): fill a tensor of as many bytes with those lines, and forget them; how many. */
+/* calls(buffer): fill a tensor of bytes with those lines, and forget them; how many it took. */
 EXPORT(calls) {
   const DLTensor *buffer = tensor_of(&args[0]);
+  const size_t size = (size_t)buffer->shape[0];
+  const size_t used = calls_used < size ? calls_used : size;
   (void)self, (void)count;
-  memcpy((char *)buffer->data + buffer->byte_offset, calls_text, calls_used);
-  result->type_index = kTVMFFIInt;
-  result->v_int64 = (int64_t)calls_used;
+
+  memcpy((char *)buffer->data + buffer->byte_offset, calls_text, used);
   calls_used = 0;
+  result->type_index = kTVMFFIInt;
+  result->v_int64 = (int64_t)used;
   return 0;
 }
 

@@ -1,4 +1,4 @@
-"""The library that keeps a board's server alive, built for the board's kind of machine."""
+"""The library that keeps a board's server alive and traces calls, built for its kind of machine."""
 
 from __future__ import annotations
 

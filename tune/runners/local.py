@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from kernels.reference import Array
 from kernels.te import peak, stream
 from targets.target import Target
-from tune.profile import Bursts, Watched, watch
+from tune.profile import Bursts, Trace, trace
 from tune.runners.builders import Builders
 from tune.runners.candidate import Candidate, Loaded
+from tune.runners.guard import build_guard
 from tune.runners.meeting import together
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.rehearsal import Rehearsal, rehearse
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 RUN_TIMEOUT_S = 30.0
 REHEARSAL_TIMEOUT_S = 300.0
+INFERENCE_TIMEOUT_S = 1.0  # of an image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +106,13 @@ class LocalRunner:
 
         return together(meet, [self._finalists[entry] for entry in rivals])
 
-    def watch(self, library: Path, images: Array, bursts: Bursts) -> Watched:
+    def trace(self, library: Path, images: Array, bursts: Bursts) -> Trace:
         """Seconds of whole inferences of a network, and of its kernels."""
-        arguments = (library, self.threads, images, bursts)
-        return self._bench.call(watch, *arguments, timeout_s=REHEARSAL_TIMEOUT_S)
+        guard = self._builders.folder / "guard.so"
+        build_guard(self._target, guard)
+        timeout_s = RUN_TIMEOUT_S + bursts.inferences * len(images) * INFERENCE_TIMEOUT_S
+        arguments = (library, self.threads, guard, images, bursts)
+        return self._bench.call(trace, *arguments, timeout_s=timeout_s)
 
     def _timed(self, candidate: Candidate) -> Outcome:
         try:

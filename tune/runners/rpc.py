@@ -19,7 +19,7 @@ from targets import machines
 from targets.target import Endpoint, Target
 from tune.builder import export
 from tune.errors import GateError, SetupError, UsageError
-from tune.profile import Bursts, Watched
+from tune.profile import Bursts, Trace
 from tune.runners.board import Board, Lost, Patience, cpuinfo_file
 from tune.runners.builders import BUILD_TIMEOUT_S, Builders
 from tune.runners.candidate import Candidate
@@ -27,7 +27,7 @@ from tune.runners.guard import build_guard
 from tune.runners.handshake import Direct, NoServer, Source, Tracker, is_tracker, patiently
 from tune.runners.lanes import LOSSES, share
 from tune.runners.meeting import together
-from tune.runners.network import infer, watch
+from tune.runners.network import infer, trace
 from tune.runners.protocol import Entry, Outcome
 from tune.runners.session import Facts, Turns, best_s, run
 from tune.runners.worker import Worker
@@ -139,18 +139,17 @@ class RpcRunner:
         """Logits of a whole network for `image`, and seconds of `repeat` more inferences."""
         return self._whole(library, infer, image, repeat, count=1 + repeat // 10)
 
-    def watch(self, library: Path, images: Array, bursts: Bursts) -> Watched:
+    def trace(self, library: Path, images: Array, bursts: Bursts) -> Trace:
         """Seconds of whole inferences of a network, and of its kernels."""
-        count = 1 + bursts.rounds * (bursts.warmup + bursts.timed) // 5
-        return self._whole(library, watch, images, bursts, count=count)
+        return self._whole(library, trace, images, bursts, count=1 + bursts.inferences // 2)
 
     def _whole(self, library: Path, function: Callable[..., T], *arguments: Any, count: int) -> T:
-        """What a function of `session` returns of a whole network. GateError when it never does."""
+        """What a function of `network` returns. GateError when it never does."""
         answer = self._on_one_board(function, library, *arguments, count=count)
         if isinstance(answer, Lost):
             raise GateError(
-                f"the board is lost whenever it runs {library}; expected its logits; "
-                f"see the server's output"
+                f"the board is lost whenever it runs {library}; expected at most "
+                f"{self._patience.run_s:g} s an inference; see the server's output"
             )
         return answer
 
@@ -168,7 +167,7 @@ class RpcRunner:
     def _on_one_board(
         self, function: Callable[..., T], *arguments: Any, count: int = 1
     ) -> T | Lost:
-        """What a function of `session` returns on whichever board is free."""
+        """What a function of `session` or `network` returns on whichever board is free."""
         board = self._board()
         answer: T | Lost = Lost(alive=False, overdue=False)
         try:

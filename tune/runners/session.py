@@ -18,15 +18,14 @@ import numpy as np
 from kernels import kernel
 from kernels.reference import Array
 from targets.target import Endpoint
+from tune.profile import TEXT_BYTES
 from tune.runners.candidate import Candidate
 from tune.runners.handshake import NoServer
 from tune.runners.protocol import Outcome
 from tune.runners.samples import agree
 from tune.runners.worker import essence
-from tune.runtime import MACHINERY
 from tune.verify import case, difference
 
-TEXT_BYTES = 1 << 16  # that the guard writes at once
 IDLE_LIMIT_S = 600  # between candidates; then the board is free for others
 BIG_CORES = 1  # TVM's affinity mode: the cores of highest frequency first
 
@@ -126,7 +125,7 @@ class Session:
         # Before the pool of threads is made; it takes both, as `use_threads` does here.
         self._guard["protect"](threads)
         self._remote.get_function("runtime.config_threadpool")(BIG_CORES, threads)
-        self.facts = Facts(cpuinfo=self._text("cpuinfo"), cores=cores)
+        self.facts = Facts(cpuinfo=self.text("cpuinfo"), cores=cores)
 
     def load(self, library: Path) -> Any:
         """The library as a module of the board, where no file of it is left. NoServer if it cannot.
@@ -147,26 +146,21 @@ class Session:
 
         return tvm.runtime.tensor(array, device=self.device)
 
-    def watch(self, machine: Any) -> None:
+    def trace(self, machine: Any) -> None:
         """From now on note which kernels a virtual machine of the board calls."""
         get = "ffi.ModuleGetFunction"  # by name: RPC passes modules, but no functions
-        machine.module["set_instrument"](get, self._guard, "watch", False)
+        machine.module["set_instrument"](get, self._guard, "trace", False)
 
-    def calls(self) -> list[tuple[str, float]]:
-        """Names and seconds of the kernels called since last asked for."""
-        lines = (line.split() for line in self._text("calls").splitlines())
-        return [(name, int(ns) * 1e-9) for name, ns in lines if not name.startswith(MACHINERY)]
-
-    def ping(self) -> None:
-        """Raises when the session is lost."""
-        self._remote.get_function("tvm.rpc.server.remove")
-
-    def _text(self, name: str) -> str:
+    def text(self, name: str) -> str:
         """What a function of the guard writes."""
         buffer = self.tensor(np.zeros(TEXT_BYTES, np.uint8))
         used = int(self._guard[name](buffer))
         text: bytes = buffer.numpy()[:used].tobytes()
         return text.decode()
+
+    def ping(self) -> None:
+        """Raises when the session is lost."""
+        self._remote.get_function("tvm.rpc.server.remove")
 
     def _upload(self, name: str, content: bytes) -> None:
         """TVM writes what fits on the disk and does not tell, so the file is read back."""
