@@ -19,6 +19,10 @@ from tune.pins import PINS, check_pins
 
 HOST_MEMORY = (1, 3)  # DLPack's kDLCPU, and kDLCUDAHost: pinned, and the CPU's all the same
 ALIGNMENT = 64  # bytes; compiled code loads whole vectors
+# How often a thread of TVM's pool looks for work before it sleeps: for 4 ms. By TVM's own default,
+# 300,000, it kept a core busy for 120 ms after each inference (sapphirerapids,
+# /proc/PID/task/*/schedstat, 2026-11-28).
+SPIN_COUNT = 10_000
 GPU_TURN = threading.RLock()  # while one network records its graph, CUDA refuses others' calls
 
 
@@ -155,9 +159,11 @@ def use_threads(count: int) -> None:
     TVM has one pool for each thread that calls, sized when it first works. It takes both: the
     variable sizes the pool, the call sets how much of it is used. Its threads are bound to cores
     only when they are all that the machine has: TVM counts cores from the first, where several
-    processes would meet. TVM_BIND_THREADS=0 or 1 decides otherwise.
+    processes would meet. TVM_BIND_THREADS=0 or 1 decides otherwise. When there is no more work they
+    sleep soon, as TVM_THREAD_POOL_SPIN_COUNT says.
     """
     os.environ["TVM_NUM_THREADS"] = str(count)
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", str(SPIN_COUNT))
     os.environ.setdefault("TVM_BIND_THREADS", str(int(count >= (os.cpu_count() or 1))))
     import tvm
 

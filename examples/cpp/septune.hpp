@@ -12,7 +12,9 @@
 //          They are bound to cores only where threads() are all that the machine has: TVM counts
 //          cores from the first, and networks that run at once would meet there. Set
 //          TVM_BIND_THREADS=1 to have the fastest cores, where they differ, or 0 for never.
-//          Loading sets this variable and TVM_NUM_THREADS: load before other threads read any.
+//          Threads sleep some thousandths of a second after their last work; a higher
+//          TVM_THREAD_POOL_SPIN_COUNT than 10000 keeps them awake for longer.
+//          Loading sets these variables and TVM_NUM_THREADS: load before other threads read any.
 // GPUs     What was built for CUDA computes on the first GPU that CUDA_VISIBLE_DEVICES leaves, on its
 //          default stream; memory that is given to it is the host's all the same. Loading needs
 //          NVIDIA's driver and, where libtvm_runtime.so is found, libtvm_runtime_cuda.so and
@@ -609,6 +611,7 @@ inline std::shared_ptr<const Artifact> load(const std::string &path, const Optio
         artifact->threads = options.threads;
     // It takes both: the variable sizes a thread's pool, the call sets how much of it is used.
     setenv("TVM_NUM_THREADS", std::to_string(artifact->threads).c_str(), 1);
+    setenv("TVM_THREAD_POOL_SPIN_COUNT", "10000", 0);  // some thousandths of a second
     setenv("TVM_BIND_THREADS", artifact->threads >= sysconf(_SC_NPROCESSORS_ONLN) ? "1" : "0", 0);
     global("runtime.config_threadpool"); // says what to do when the runtime is not linked
     // Without a slash, the loader would search its own folders.

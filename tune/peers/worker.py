@@ -19,6 +19,8 @@ from typing import Any
 from tune.emulator import MARK
 from tune.peers import Array, Contender, Job, Peer
 
+REST_STEP_S, REST_LIMIT_S = 0.01, 1.0
+
 
 def main() -> None:
     seat = Seat()
@@ -71,7 +73,8 @@ class Seat:
     def burst(self, warmup: int, min_s: float) -> list[float]:
         """Seconds of each call, after `warmup` calls, until they add up to `min_s`.
 
-        On the GPU by its own clock, each call from an idle stream until it is idle again.
+        On the GPU by its own clock, each call from an idle stream until it is idle again. Then it
+        rests, so that it disturbs nobody: pools of threads spin before they sleep.
         """
         run = self._contender.run
         seconds = _stopwatch(self._contender)
@@ -82,6 +85,7 @@ class Seat:
         while total_s < min_s:
             samples.append(seconds(run))
             total_s += samples[-1]
+        rest()
         return samples
 
     def mark(self, calls: int) -> None:
@@ -90,6 +94,20 @@ class Seat:
         for _ in range(calls):
             self._contender.run()
             _mark()
+
+
+def rest() -> None:
+    """Return when all threads of this process sleep, or some never will.
+
+    ONNX Runtime's spin for 30 ms of CPU time each, TVM's by its own default for 100
+    (sapphirerapids, 2 threads, 2026-11-28).
+    """
+    deadline = time.monotonic() + REST_LIMIT_S
+    awake = True
+    while awake and time.monotonic() < deadline:
+        before = time.process_time()
+        time.sleep(REST_STEP_S)
+        awake = time.process_time() - before > REST_STEP_S / 5
 
 
 def _stopwatch(contender: Contender) -> Callable[[Callable[[], Any]], float]:
