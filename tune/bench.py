@@ -5,8 +5,7 @@ spin after their work. On a GPU's machine they load side by side, but each has t
 while it chooses kernels by the clock, as cuDNN and compilers do: others would change the choice.
 What it computes is compared with a float64 reference before it is timed.
 Then rounds alternate between the processes, in an order that rotates, so that drift of a shared
-machine falls on all alike. Between bursts the machine itself is timed, at multiply-adds, and while
-others slow it, no burst counts: there are more rounds then, for those who lack some.
+machine falls on all alike, and none begins before the threads of the last one sleep.
 
 Where time is short, those that are quickly ready meet first, then once more with the slow ones, as
 far as these are ready by then: times of a result are all of one meeting.
@@ -42,23 +41,19 @@ NO_TIME = "no time was left for it"  # so begins the reason of who is absent for
 class Rounds:
     """How times are taken.
 
-    count     bursts of each contender, one a round
-    most      rounds at most, where some were disturbed
-    steady    share of the machine's best speed from which on a burst is not
+    count     rounds; in each, every contender has one burst
     warmup    untimed calls that open a burst
     burst_s   how long the timed calls of a burst last at least, in sum
     """
 
     count: int = 15
-    most: int = 45
-    steady: float = 0.95
     warmup: int = 2
     burst_s: float = 0.15
     prepare_timeout_s: float = 600.0
     burst_timeout_s: float = 60.0
 
     def about_s(self, contenders: int) -> float:
-        """How long all rounds take where nothing disturbs them."""
+        """How long all rounds take."""
         return 2 * self.count * contenders * self.burst_s
 
 
@@ -84,8 +79,6 @@ class Comparison:
     peak_gflops: float
     floor_s: float  # the multiply-adds at that peak
     load_average: float  # over the minute before the start
-    left_out: int  # bursts, because others slowed the machine; all count where too few would
-    bursts: int  # of all contenders, these among them
     device: str
     rows: tuple[Row, ...]
     absent: tuple[Absent, ...]
@@ -103,7 +96,6 @@ def compare(
     peers: Mapping[str, Peer] = PEERS,
     reference: Peer = REFERENCE,
     rounds: Rounds | None = None,
-    speed: Callable[[], float] | None = None,
     seed: int = 0,
     deadline: float | None = None,
     keep: Callable[[Comparison], None] = lambda _: None,
@@ -114,7 +106,6 @@ def compare(
     peak_flops  what the machine can do on `threads` threads
     device      the machine's name, as it shall appear in the result
     place       where all compute, as PyTorch calls it: cpu or cuda
-    speed       how fast the machine is at the moment, in any unit; None where nobody tells
     deadline    on the clock of `time.monotonic`; a peer that is not ready in time is absent
     keep        is given each meeting's result; what is slow has met nobody in the first one's
     progress    is told, in a line, what happens
@@ -162,23 +153,18 @@ def compare(
                     spare_s = left_s() - rounds.about_s(len(entrants))
                     with _dropping_out(entrant):
                         _prepare(entrant, job, expected(), most_s, spare_s)
-            if any(not (entrant.failure or entrant.bursts) for entrant in entrants):
-                _race(entrants, rounds, speed or (lambda: 1.0), left_s, progress)
+            if any(not (entrant.failure or entrant.samples) for entrant in entrants):
+                _race(entrants, rounds, left_s, progress)
             absent = {e.name: e.failure for e in entrants if e.failure}
             absent |= {name: NO_TIME for later in meetings[number:] for name in later}
-            racing = [entrant for entrant in entrants if entrant.failure is None]
-            kept = _kept(racing, rounds)
-            bursts = sum(len(entrant.bursts) for entrant in racing)
             comparison = Comparison(
                 workload=model.title,
                 threads=threads,
                 peak_gflops=peak_flops / 1e9,
                 floor_s=2 * model.macs / peak_flops,
                 load_average=load_average,
-                left_out=bursts - sum(map(len, kept.values())),
-                bursts=bursts,
                 device=device,
-                rows=_rows(kept),
+                rows=_rows([entrant for entrant in entrants if entrant.failure is None]),
                 absent=tuple(Absent(name=n, reason=reason) for n, reason in absent.items()),
             )
             keep(comparison)
@@ -199,14 +185,6 @@ def _groups(newcomers: Mapping[str, Peer], *, together: bool) -> list[Mapping[st
     return [newcomers] if together else [{name: peer} for name, peer in newcomers.items()]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Burst:
-    """Seconds of calls, and the lower of the machine's speeds before and after them."""
-
-    seconds: list[float]
-    speed: float
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Entrant:
     """A contender: its process, its times so far, or why it has dropped out."""
@@ -215,7 +193,7 @@ class _Entrant:
     process: Process
     version: str = ""
     max_abs_diff: float = math.nan
-    bursts: list[_Burst] = field(default_factory=list)
+    samples: list[float] = field(default_factory=list)
     failure: str | None = None
 
 
@@ -281,75 +259,45 @@ def _answer(answer: Callable[[float], Any], most_s: float, left_s: float) -> Any
 def _race(
     entrants: list[_Entrant],
     rounds: Rounds,
-    speed: Callable[[], float],
     left_s: Callable[[], float],
     progress: Callable[[str], None],
 ) -> None:
     """Time all who are still there, round by round; who opens a round closes the next.
 
-    After `rounds.count` only those go on who lack undisturbed bursts. One round at least, and no
-    other when no time is left.
+    One round at least, and no other when no time is left.
     """
     for entrant in entrants:
-        entrant.bursts.clear()
-    before = speed()
-    for number in range(rounds.most):
+        entrant.samples.clear()
+    for number in range(rounds.count):
         if number and left_s() <= 0:
             break
-        racing = [entrant for entrant in entrants if entrant.failure is None]
-        if number >= rounds.count:
-            steady = _steady(racing, rounds)
-            racing = [entrant for entrant in racing if len(steady[entrant]) < rounds.count]
-        if not racing:
-            break
-        progress(f"round {number + 1} of {rounds.count if number < rounds.count else rounds.most}")
-        turn = number % len(racing)
-        for entrant in racing[turn:] + racing[:turn]:
-            with _dropping_out(entrant):
-                seconds = entrant.process.ask(
-                    "burst", rounds.warmup, rounds.burst_s, timeout_s=rounds.burst_timeout_s
-                )
-                after = speed()
-                entrant.bursts.append(_Burst(seconds=seconds, speed=min(before, after)))
-                before = after
+        progress(f"round {number + 1} of {rounds.count}")
+        turn = number % len(entrants)
+        for entrant in entrants[turn:] + entrants[:turn]:
+            if entrant.failure is None:
+                with _dropping_out(entrant):
+                    entrant.samples += entrant.process.ask(
+                        "burst", rounds.warmup, rounds.burst_s, timeout_s=rounds.burst_timeout_s
+                    )
 
 
-def _steady(entrants: Sequence[_Entrant], rounds: Rounds) -> dict[_Entrant, list[_Burst]]:
-    """Of each the bursts that nothing disturbed."""
-    best = max((burst.speed for entrant in entrants for burst in entrant.bursts), default=0.0)
-    return {
-        entrant: [burst for burst in entrant.bursts if burst.speed >= rounds.steady * best]
-        for entrant in entrants
-    }
-
-
-def _kept(entrants: Sequence[_Entrant], rounds: Rounds) -> dict[_Entrant, list[_Burst]]:
-    """Of each the bursts that count: all where somebody has less than a third undisturbed."""
-    steady = _steady(entrants, rounds)
-    if any(3 * len(bursts) < min(rounds.count, len(e.bursts)) for e, bursts in steady.items()):
-        return {entrant: entrant.bursts for entrant in entrants}
-    return steady
-
-
-def _rows(kept: Mapping[_Entrant, Sequence[_Burst]]) -> tuple[Row, ...]:
+def _rows(entrants: Sequence[_Entrant]) -> tuple[Row, ...]:
     """One row an entrant, the fastest first; one of them is ours."""
-    times = {
-        entrant: percentiles([second for burst in bursts for second in burst.seconds])
-        for entrant, bursts in kept.items()
-    }
-    ours_s = next(median_s for entrant, (_, median_s, _) in times.items() if entrant.name == OURS)
-    rows = [
-        Row(
-            name=entrant.name,
-            version=entrant.version,
-            median_s=median_s,
-            p20_s=p20_s,
-            p80_s=p80_s,
-            max_abs_diff=entrant.max_abs_diff,
-            ratio_to_ours=median_s / ours_s,
+    times = {entrant.name: percentiles(entrant.samples) for entrant in entrants}
+    rows = []
+    for entrant in entrants:
+        p20_s, median_s, p80_s = times[entrant.name]
+        rows.append(
+            Row(
+                name=entrant.name,
+                version=entrant.version,
+                median_s=median_s,
+                p20_s=p20_s,
+                p80_s=p80_s,
+                max_abs_diff=entrant.max_abs_diff,
+                ratio_to_ours=median_s / times[OURS][1],
+            )
         )
-        for entrant, (p20_s, median_s, p80_s) in times.items()
-    ]
     return tuple(sorted(rows, key=lambda row: row.median_s))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,12 +21,12 @@ from tune.errors import GateError, SetupError, UsageError
 from tune.mobilenet import MobileNet
 from tune.peers import GPU_PEERS, OURS, Job, Peer
 from tune.peers.process import PeerFailed, PeerLate, environment
+from tune.peers.worker import REST_LIMIT_S, rest
 from tune.report.comparison import comparison_table, comparisons_table
 
 MODEL = MobileNet(alpha=0.25, resolution=32, classes=5)
 ROUNDS = Rounds(
     count=3,
-    most=9,
     warmup=1,
     burst_s=0.02,
     prepare_timeout_s=20.0,
@@ -201,8 +203,6 @@ def test_what_is_stored(comparison: Comparison) -> None:
         "peak_gflops",
         "floor_s",
         "load_average",
-        "left_out",
-        "bursts",
         "device",
         "rows",
         "absent",
@@ -240,50 +240,9 @@ def test_the_first_of_a_round_is_the_last_of_the_next(monkeypatch: pytest.Monkey
             return [1.0]
 
     entrants = [bench._Entrant(name=name, process=Recorder(name)) for name in "abc"]  # type: ignore[arg-type]
-    bench._race(entrants, ROUNDS, lambda: 1.0, lambda: math.inf, lambda _: None)
+    bench._race(entrants, ROUNDS, lambda: math.inf, lambda _: None)
     assert "".join(order) == "abcbcacab"
-    assert [len(entrant.bursts) for entrant in entrants] == [3, 3, 3]
-
-
-class Two:
-    """A contender whose calls take two seconds."""
-
-    def ask(self, *_: Any, timeout_s: float) -> list[float]:
-        return [2.0]
-
-
-def raced(speeds: list[float], rounds: Rounds = ROUNDS) -> list[bench._Entrant]:
-    """Two, by such speeds of the machine: before all, and after each burst; then its best."""
-    told = iter([*speeds, *[10.0] * 99])
-    entrants = [bench._Entrant(name=name, process=Two()) for name in (OURS, "b")]  # type: ignore[arg-type]
-    bench._race(entrants, rounds, lambda: next(told), lambda: math.inf, lambda _: None)
-    return entrants
-
-
-def test_bursts_count_while_nothing_slows_the_machine() -> None:
-    ours, other = raced([10.0] * 7)
-    assert [burst.speed for burst in ours.bursts + other.bursts] == [10.0] * 6
-    kept = bench._kept([ours, other], ROUNDS)
-    assert kept == {ours: ours.bursts, other: other.bursts}
-
-
-def test_who_lacks_undisturbed_bursts_goes_on_until_there_are_enough() -> None:
-    """Slow behind ours in the first round: neither that burst counts, nor the next one."""
-    ours, other = raced([10.0, 5.0, *[10.0] * 5])
-    assert [len(entrant.bursts) for entrant in (ours, other)] == [4, 4]
-    kept = bench._kept([ours, other], ROUNDS)
-    assert [len(bursts) for bursts in kept.values()] == [3, 3]
-    assert ours.bursts[0] not in kept[ours]
-    # A drop of less than a twentieth is none.
-    ours, other = raced([10.0, 9.6, *[10.0] * 5])
-    assert [len(entrant.bursts) for entrant in (ours, other)] == [3, 3]
-
-
-def test_where_too_few_are_undisturbed_all_count() -> None:
-    speeds = [10.0, 10.0] + [5.0] * 97
-    entrants = raced(speeds)
-    assert [len(entrant.bursts) for entrant in entrants] == [ROUNDS.most] * 2
-    assert [len(each) for each in bench._kept(entrants, ROUNDS).values()] == [ROUNDS.most] * 2
+    assert [len(entrant.samples) for entrant in entrants] == [3, 3, 3]
 
 
 class Clock:
@@ -425,10 +384,9 @@ def test_no_round_begins_when_the_time_is_up_but_the_first() -> None:
         def ask(self, *_: Any, timeout_s: float) -> list[float]:
             return [1.0]
 
-    before = bench._Burst(seconds=[9.0], speed=1.0)
-    entrant = bench._Entrant(name="once", process=Once(), bursts=[before])  # type: ignore[arg-type]
-    bench._race([entrant], ROUNDS, lambda: 1.0, lambda: -1.0, lambda _: None)
-    assert [burst.seconds for burst in entrant.bursts] == [[1.0]]
+    entrant = bench._Entrant(name="once", process=Once(), samples=[9.0])  # type: ignore[arg-type]
+    bench._race([entrant], ROUNDS, lambda: -1.0, lambda _: None)
+    assert entrant.samples == [1.0]
 
 
 def test_who_takes_longest_to_be_ready_is_asked_last() -> None:
@@ -464,19 +422,16 @@ def test_the_table_is_aligned_and_complete() -> None:
             "peak_gflops": 115.04,
             "floor_s": 0.0099,
             "load_average": 0.5,
-            "left_out": 7,
-            "bursts": 52,
             "device": "x86 sapphirerapids",
             "rows": [ours, row],
             "absent": [{"name": "openvino", "reason": "openvino is not installed"}],
         }
     )
-    conditions, left_out, blank, header, first, second, absent = table.splitlines()
+    conditions, blank, header, first, second, absent = table.splitlines()
     assert conditions == (
         "mobilenet_v1 alpha=1.0 224x224 batch=1 float32 tf, 1 thread, x86 sapphirerapids, "
         "peak 115.0 GFLOP/s, floor 9.90 ms, load average 0.50"
     )
-    assert left_out == "7 of 52 bursts are left out, in which others slowed the machine"
     assert blank == ""
     assert len(header) == len(first) == len(second)
     assert first.split() == ["septune", "1.0", "11.00", "12.00", "13.00", "1.00", "90%", "2.5e-06"]
@@ -510,3 +465,18 @@ def test_several_networks_are_a_line_each() -> None:
         ["small", "0.800", "1.000", "80%", "openvino", "0.900", "0.90"],
         ["alone", "0.500", "1.000", "50%", "none"],
     ]
+
+
+def test_a_burst_ends_when_its_threads_sleep() -> None:
+    def spin() -> None:
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end:
+            pass
+
+    start = time.monotonic()
+    rest()
+    assert time.monotonic() - start < REST_LIMIT_S / 2
+    spinning = threading.Thread(target=spin)
+    spinning.start()
+    rest()
+    assert not spinning.is_alive()

@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from tune.pins import PINS, check_pins
 from tune.pipeline.building import build, weights_of
 from tune.pipeline.records import Log
 from tune.pipeline.site import Site, runner_at
-from tune.runners.local import LocalRunner
 from tune.runtime import read_manifest
 from tune.weights import Weights
 
@@ -85,24 +83,22 @@ def bench(
             return _on_board(model, target, site, ours, library, takes, peers, samples, seed)
         progress("measuring the peak")
         with runner_at(site, target) as runner:
-            comparison = compare(
-                model,
-                ours,
-                library,
-                threads=threads,
-                peak_flops=runner.peak_flops(model.dtype),
-                device=target.device,
-                place="cuda" if gpu else "cpu",
-                rounds=Rounds(count=rounds, most=3 * rounds),
-                speed=partial(runner.speed, model.dtype)
-                if isinstance(runner, LocalRunner)
-                else None,
-                peers={name: peer for name, peer in known.items() if name in (peers or known)},
-                seed=seed,
-                deadline=deadline,
-                keep=lambda part: keep(asdict(part)),
-                progress=progress,
-            )
+            peak_flops = runner.peak_flops(model.dtype)
+        comparison = compare(
+            model,
+            ours,
+            library,
+            threads=threads,
+            peak_flops=peak_flops,
+            device=target.device,
+            place="cuda" if gpu else "cpu",
+            rounds=Rounds(count=rounds),
+            peers={name: peer for name, peer in known.items() if name in (peers or known)},
+            seed=seed,
+            deadline=deadline,
+            keep=lambda part: keep(asdict(part)),
+            progress=progress,
+        )
     return asdict(comparison)
 
 
@@ -183,8 +179,6 @@ def _on_board(
             peak_gflops=peak_flops / 1e9,
             floor_s=2 * model.macs / peak_flops,
             load_average=os.getloadavg()[0],
-            left_out=0,
-            bursts=1,
             device=target.device,
             rows=(row,),
             absent=tuple(Absent(name=name, reason=reason) for name in peers or () if name != OURS),

@@ -45,11 +45,6 @@ def comparison_table(comparison: dict[str, Any]) -> str:
         f"{comparison['device']}, peak {comparison['peak_gflops']:.1f} GFLOP/s, "
         f"floor {_milliseconds(floor_s)} ms, load average {comparison['load_average']:.2f}"
     )
-    if comparison.get("left_out"):  # which older files do not tell
-        conditions += (
-            f"\n{comparison['left_out']} of {comparison['bursts']} bursts are left out, in which "
-            f"others slowed the machine"
-        )
     absent = [f"absent: {each['name']}: {each['reason']}" for each in comparison["absent"]]
     return "\n".join([conditions, "", *aligned([COMPARISON_COLUMNS, *rows], left=2), *absent])
 

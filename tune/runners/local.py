@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 RUN_TIMEOUT_S = 30.0
 REHEARSAL_TIMEOUT_S = 300.0
-PEAK_REPEAT, SPEED_REPEAT = 45, 2  # of a loop of some thousandths of a second
 INFERENCE_TIMEOUT_S = 1.0  # of an image
 
 
@@ -75,13 +74,7 @@ class LocalRunner:
 
     def peak_flops(self, dtype: str) -> float:
         """What this machine's vector units can do on these threads, FLOP/s."""
-        arguments = (self._target, dtype, self.threads, PEAK_REPEAT)
-        return self._bench.call(_peak, *arguments, timeout_s=RUN_TIMEOUT_S)
-
-    def speed(self, dtype: str) -> float:
-        """What they do of that at the moment, FLOP/s, in some hundredths of a second."""
-        arguments = (self._target, dtype, self.threads, SPEED_REPEAT)
-        return self._bench.call(_peak, *arguments, timeout_s=RUN_TIMEOUT_S)
+        return self._bench.call(_peak, self._target, dtype, self.threads, timeout_s=RUN_TIMEOUT_S)
 
     def memory_bytes_per_s(self) -> float:
         """What these threads can read from memory."""
@@ -130,9 +123,9 @@ class LocalRunner:
             candidate.library.unlink(missing_ok=True)
 
 
-def _peak(target: Target, dtype: str, threads: int, repeat: int) -> float:
+def _peak(target: Target, dtype: str, threads: int) -> float:
     """Operations a second of the multiply-add loop; the best of some runs. Runs in a worker."""
-    return peak.flops(target, dtype, threads) / min(_peak_loop(target, dtype, threads, repeat)())
+    return peak.flops(target, dtype, threads) / min(_peak_loop(target, dtype, threads)())
 
 
 def _memory_rate(target: Target, threads: int) -> float:
@@ -142,11 +135,9 @@ def _memory_rate(target: Target, threads: int) -> float:
 
 
 @cache
-def _peak_loop(
-    target: Target, dtype: str, threads: int, repeat: int
-) -> Callable[[], Sequence[float]]:
+def _peak_loop(target: Target, dtype: str, threads: int) -> Callable[[], Sequence[float]]:
     arrays = peak.arguments(target, dtype, threads)
-    return _loop(peak.lower(target, dtype, threads), target, arrays, number=1, repeat=repeat)
+    return _loop(peak.lower(target, dtype, threads), target, arrays, number=3, repeat=15)
 
 
 @cache
