@@ -70,6 +70,13 @@ def which() -> Parser:
     return options
 
 
+def built() -> Parser:
+    options = Parser(add_help=False)
+    options.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
+    options.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
+    return options
+
+
 def harvested() -> Parser:
     options = Parser(add_help=False)
     options.add_argument("--target", choices=("cuda",), default="cuda")

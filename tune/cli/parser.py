@@ -18,6 +18,7 @@ from tune.cli.arguments import (
     Parser,
     add_kernels,
     board,
+    built,
     count,
     counts,
     duration,
@@ -43,7 +44,7 @@ def parser() -> Parser:
         "4 a log cannot be used.",
     )
     known = top.add_subparsers(required=True, metavar="verb", parser_class=Parser)
-    machine, network, result = where(), which(), output()
+    machine, network, library, result = where(), which(), built(), output()
 
     run = known.add_parser(
         "run", parents=[machine, network, result], help="measure configs into the log"
@@ -77,18 +78,18 @@ def parser() -> Parser:
     classify.add_argument("photo", type=Path, nargs="+")
     classify.set_defaults(verb=verbs.classify)
 
-    bench = known.add_parser("bench", parents=[machine, network, result], help="compare with peers")
-    bench.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
-    bench.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
+    bench = known.add_parser(
+        "bench", parents=[machine, network, library, result], help="compare with peers"
+    )
     bench.add_argument("--peers", type=names, metavar="A,B", help="default: all that are installed")
     bench.add_argument("--rounds", type=count, default=15, metavar="N", help="default: 15")
     bench.set_defaults(verb=verbs.bench)
 
     profile = known.add_parser(
-        "profile", parents=[machine, network, result], help="what each layer takes in the library"
+        "profile",
+        parents=[machine, network, library, result],
+        help="what each layer takes in the library",
     )
-    profile.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
-    profile.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
     profile.add_argument("--rounds", type=count, default=15, metavar="N", help=TRACED_HELP)
     profile.set_defaults(verb=verbs.profile)
 
@@ -100,10 +101,10 @@ def parser() -> Parser:
     verify.set_defaults(verb=verbs.verify)
 
     package = known.add_parser(
-        "package", parents=[machine, network, result], help="a folder that runs without Python"
+        "package",
+        parents=[machine, network, library, result],
+        help="a folder that runs without Python",
     )
-    package.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS_HELP)
-    package.add_argument("--lib", type=Path, metavar="FILE.so", help="default: built from the log")
     package.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     package.set_defaults(verb=verbs.package)
 

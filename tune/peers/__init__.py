@@ -98,18 +98,23 @@ class Job:
         library: Path | None = None,
         place: str = "cpu",
     ) -> Job:
-        """On a batch of random images, the same for a seed: bytes as floats of the model's dtype.
-
-        A library that takes bytes finds them again by `as_input`. Of a large batch only IMAGES are
-        different. Each lies in memory as often as the batch has it, so that no layer is faster for
-        it, and neighbours differ, so that the logits of another image are found out.
-        """
-        shape = (min(model.batch, IMAGES), *model.input_shape[1:])
-        photos = np.random.default_rng(seed).integers(0, 256, shape)
-        photos = photos[np.arange(model.batch) % IMAGES]
-        x = photos.astype(np.float32) / np.float32(127.5) - np.float32(1)
-        x = x.astype(model.dtype).astype(np.float32)
+        """On `random_images`."""
+        x = random_images(model, seed)
         return cls(model=model, weights=weights, x=x, threads=threads, library=library, place=place)
+
+
+def random_images(model: MobileNet, seed: int) -> Array:
+    """A batch (N, H, W, 3), the same for a seed: bytes as floats of the model's dtype.
+
+    A library that takes bytes finds them again by `as_input`. Of a large batch only IMAGES are
+    different. Each lies in memory as often as the batch has it, so that no layer is faster for it,
+    and neighbours differ, so that the logits of another image are found out.
+    """
+    shape = (min(model.batch, IMAGES), *model.input_shape[1:])
+    photos = np.random.default_rng(seed).integers(0, 256, shape)
+    photos = photos[np.arange(model.batch) % IMAGES]
+    x = photos.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return x.astype(model.dtype).astype(np.float32)
 
 
 def as_input(x: Array, dtype: str) -> NDArray[Any]:

@@ -26,7 +26,7 @@ from tune import database
 from tune.bench import NO_TIME
 from tune.errors import SetupError, UsageError
 from tune.mobilenet import MobileNet
-from tune.peers import GPU_PEERS, Job
+from tune.peers import GPU_PEERS, as_input, random_images
 from tune.pins import check_pins, installed
 from tune.pipeline.building import build
 from tune.pipeline.comparing import bench
@@ -387,8 +387,7 @@ def _profile(harvest: _Harvest, setting: Setting) -> dict[str, Any]:
     from tune import profile_cuda
 
     layers = explain(setting.model, harvest.target, harvest.log, threads=1, code=False)
-    images = Job.at_random(setting.model, {}, threads=1, seed=harvest.seed).x
-    images = images.astype(setting.model.dtype)
+    images = as_input(random_images(setting.model, harvest.seed), setting.model.dtype)
     try:
         kernels: Any = _elsewhere(profile_cuda.profile, harvest.library(setting), images)
     except (WorkerError, WorkerCrash, WorkerTimeout) as error:

@@ -14,7 +14,7 @@ from targets import machines
 from targets.target import Target
 from tune.errors import GateError, SetupError, UsageError
 from tune.mobilenet import MobileNet
-from tune.peers import Job, as_input
+from tune.peers import as_input, random_images
 from tune.pins import check_pins
 from tune.pipeline.building import build, device_of
 from tune.pipeline.records import Log
@@ -68,8 +68,7 @@ def profile(
             arguments = {"threads": site.threads, "weights": weights, "seed": seed}
             build(model, target, log, output=library, **arguments)  # type: ignore[arg-type]
         manifest = read_manifest(library)
-        job = Job.at_random(model, {}, threads=site.threads, seed=seed)
-        images = as_input(job.x, manifest["input"]["dtype"])
+        images = as_input(random_images(model, seed), manifest["input"]["dtype"])
         result = {
             "workload": model.title,
             "device": target.device,
