@@ -80,12 +80,21 @@ class Space:
 
     def __iter__(self) -> Iterator[Config]:
         """Every valid config, in the order of the choices."""
-        return self._completed({}, self.constraints)
+        free = {knob.name: dict.fromkeys(knob.choices, 0) for knob in self.knobs}
+        return self._completed({}, self.constraints, free, 0)
 
-    def _completed(self, config: Config, constraints: Sequence[Constraint]) -> Iterator[Config]:
+    def _completed(
+        self,
+        config: Config,
+        constraints: Sequence[Constraint],
+        away: Mapping[str, Mapping[Value, int]],
+        steps: int,
+    ) -> Iterator[Config]:
         """Every valid config that begins like this one.
 
         constraints  those that its first knobs have not settled
+        away         steps to each choice of each knob
+        steps        that its other knobs take at most, all together
 
         What breaks one of them by its first knobs is left out at once: of a hundred thousand
         combinations a few thousand may be valid.
@@ -103,8 +112,10 @@ class Space:
             except _Missing:
                 left.append(constraint)
         knob = self.knobs[len(config)]
-        for choice in knob.choices:
-            yield from self._completed({**config, knob.name: choice}, left)
+        for choice, step in away[knob.name].items():
+            if step <= steps:
+                longer = {**config, knob.name: choice}
+                yield from self._completed(longer, left, away, steps - step)
 
     def __contains__(self, config: object) -> bool:
         return isinstance(config, dict) and self.refusal(config) is None
@@ -139,17 +150,13 @@ class Space:
             wanted = _position(knob, config.get(knob.name))
             steps = (abs(place - wanted) for place in range(len(knob.choices)))
             away[knob.name] = dict(zip(knob.choices, steps, strict=True))
-        found = min(
-            self,
-            key=lambda one: sum(away[name][value] for name, value in one.items()),
-            default=None,
+        for most in range(1 + sum(max(steps.values()) for steps in away.values())):
+            for found in self._completed({}, self.constraints, away, most):
+                return found
+        raise ValueError(
+            f"no config meets the constraints {[c.name for c in self.constraints]}; "
+            f"expected at least one; widen the choices of {[k.name for k in self.knobs]}"
         )
-        if found is None:
-            raise ValueError(
-                f"no config meets the constraints {[c.name for c in self.constraints]}; "
-                f"expected at least one; widen the choices of {[k.name for k in self.knobs]}"
-            )
-        return found
 
 
 def _position(knob: Knob, value: Value | None) -> int:
