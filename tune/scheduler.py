@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FIRST = 8  # trials that a task gets before tasks are compared, where nothing is known
+DOUBT = 1e-4  # share of the network's time; what promises less can wait until all have been tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,9 +15,10 @@ class Task:
     """One workload with one kernel, as the scheduler sees it.
 
     weight     how many layers of the network it stands for
-    best_s     seconds of its best config, None before any has run
+    best_s     seconds of its best config; before any has been measured what is expected of it,
+               None when nothing is, or when all have failed
     rival_s    of the best other way to the same result, None when there is none
-    first      trials before it is compared with others
+    first      trials before it is compared with others; none where something is expected of it
     trials     configs measured
     remaining  configs that may still be measured
     gain       share of best_s that measuring more is expected to save; while nothing has run, the
@@ -38,7 +40,8 @@ def choose(tasks: Sequence[Task], *, worthwhile: float) -> Task | None:
 
     worthwhile  share of the network's time; a task that promises less is not measured
 
-    Every task gets its first trials, the least tried before the others. One of which all trials
+    Every task gets its first trials, the least tried before the others. When no other promises
+    much, those have a trial of which little is expected: that may be wrong. One of which all trials
     failed comes last, lest a kernel that cannot run here takes the time of those that can. Among
     equals the earliest of `tasks` is taken.
     """
@@ -50,6 +53,11 @@ def choose(tasks: Sequence[Task], *, worthwhile: float) -> Task | None:
     network_s = sum(task.weight * (task.best_s or 0.0) for task in winners)
     timed = [task for task in candidates if task.best_s is not None]
     best = max(timed, key=_promise_s, default=None)
+    if best is not None and _promise_s(best) >= max(worthwhile, DOUBT) * network_s:
+        return best
+    untried = [task for task in timed if task.trials == 0]
+    if untried:
+        return min(untried, key=lambda task: (task.best_s or 0.0) - _rival_s(task))
     if best is not None and _promise_s(best) >= worthwhile * network_s:
         return best
     failing = [task for task in candidates if task.best_s is None and task.gain >= worthwhile]

@@ -37,13 +37,15 @@ def propose(
              carried to their nearest neighbour
     """
     tried = {_key(config) for config, _ in history}
-    fresh = [config for config in space if _key(config) not in tried]
-    if len(fresh) <= count:
-        return fresh
     chosen: dict[tuple[object, ...], Config] = {}
     for config in (*map(space.nearest, seeds), space.default):
         if _key(config) not in tried and len(chosen) < count:
             chosen.setdefault(_key(config), config)
+    if len(chosen) == count:
+        return list(chosen.values())
+    fresh = [config for config in space if _key(config) not in tried]
+    if len(fresh) <= count:
+        return fresh
     rest = [config for config in fresh if _key(config) not in chosen]
     known = [*(config for config, _ in history), *chosen.values()]
     spread = min(max(0, SPREAD - len(known)), count - len(chosen))
@@ -56,7 +58,7 @@ def propose(
     return list(chosen.values())
 
 
-def expected_gain(history: History, *, space_size: int, floor_s: float | None) -> float:
+def expected_gain(history: History, *, space_size: float, floor_s: float | None) -> float:
     """The share of the best time that further search may still save, 0 when nothing is left.
 
     floor_s  no config can be faster, seconds; None when unknown

@@ -100,6 +100,12 @@ def grids(workload: Workload, config: Config) -> tuple[Grid, ...]:
             return Grid(rows=workload.N, columns=pooled, whole=False), dense
 
 
+def unevenness(workload: Workload, config: Config, threads: int) -> float:
+    """How many times as much the busiest thread has as it would if all had alike."""
+    found = grids(workload, config)
+    return max(threads * grid.most(threads) / grid.tasks for grid in found)
+
+
 def shared(workload: Workload, config: Config, space: Space, threads: int) -> Config:
     """The config, in tasks that so many threads can share.
 
@@ -108,8 +114,7 @@ def shared(workload: Workload, config: Config, space: Space, threads: int) -> Co
     """
 
     def most(config: Config) -> float:
-        found = grids(workload, config)
-        return max(threads * grid.most(threads) / grid.tasks for grid in found)
+        return unevenness(workload, config, threads)
 
     def tasks(config: Config) -> int:
         return sum(grid.tasks for grid in grids(workload, config))

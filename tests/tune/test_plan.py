@@ -47,6 +47,11 @@ ELSEWHERE = {
 }
 
 
+def current(name: str) -> dict[str, Any]:
+    """The kernel as it is now."""
+    return {"kernel": name, "kernel_version": version(name, "x86", "float32")}
+
+
 def tasks(config: Config) -> int:
     return sum(grid.tasks for grid in grids(WORKLOAD, config))
 
@@ -119,10 +124,36 @@ def test_config_that_the_space_no_longer_has_is_carried_into_it() -> None:
 def test_of_kernels_that_met_elsewhere_the_faster_is_carried_over() -> None:
     elsewhere = replace(RECORD, **ELSEWHERE["shape"])
     other = kernel("te.avx.pointwise").space(WORKLOAD, TARGET).default
-    rival = replace(elsewhere, kernel="te.avx.pointwise", config=other)
+    rival = replace(elsewhere, **current("te.avx.pointwise"), config=other)
     for seconds, name in ((2e-5, "te.avx.pointwise"), (4e-5, "te.pointwise")):
         choice = chosen(elsewhere, replace(rival, seconds=(seconds,)))
         assert (choice.why, choice.kernel) == ("transferred", name)
+
+
+def test_a_machine_says_nothing_of_a_kernel_that_it_cannot_run() -> None:
+    """What won there is compared with such a kernel where both have met, far as that may be."""
+    target = machines("x86").DEVICES["sapphirerapids"]
+    amx, avx = (
+        replace(
+            RECORD,
+            **current(name),
+            config=kernel(name).space(WORKLOAD, target).default,
+            device="sapphirerapids",
+            workload=replace(WORKLOAD, Ci=512, Co=512).key,
+            seconds=(seconds,),
+        )
+        for name, seconds in (("te.amx.pointwise", 1e-4), ("te.avx.pointwise", 2e-4))
+    )
+    near = replace(avx, device="znver4", workload=WORKLOAD.key, seconds=(1e-5,))
+    slower = replace(near, **current("te.pointwise"), config=FIRST, seconds=(2e-5,))
+    for records, name in (
+        ((near, slower), "te.avx.pointwise"),
+        ((near, slower, amx), "te.avx.pointwise"),
+        ((near, slower, amx, avx), "te.amx.pointwise"),
+        ((near, slower, replace(amx, seconds=(3e-4,)), avx), "te.avx.pointwise"),
+    ):
+        [choice] = plan([LAYER], records, target, threads=2)
+        assert (choice.kernel, choice.why == "transferred") == (name, True)
 
 
 def test_what_one_thread_did_is_shared_by_several() -> None:
@@ -231,6 +262,38 @@ def test_apart_where_the_times_cannot_be_compared() -> None:
     assert names(*BOTH, replace(faster, estimator="mca", threads=1)) == [x.name for x in BLOCK]
     assert names(BOTH[0], faster) == [layer.name for layer in BLOCK]
     assert names(*BOTH, replace(faster, threads=1)) == [layer.name for layer in BLOCK]
+
+
+@pytest.mark.parametrize(
+    ("record", "together"),
+    [
+        (took(TOGETHER, 3.8e-5), True),
+        (took(TOGETHER, 4.1e-5), False),
+        (took(TOGETHER, 3.8e-5, apart_s=3.7e-5), False),
+        (took(TOGETHER, 3.8e-5, apart_s=4.3e-5, device="znver3"), False),
+    ],
+    ids=["faster", "slower", "slower in turns", "on another machine"],
+)
+def test_two_layers_are_carried_over_in_one_where_that_was_faster(
+    record: Record, together: bool
+) -> None:
+    larger = [
+        replace(layer, workload=replace(layer.workload, N=2))  # type: ignore[arg-type]
+        for layer in BLOCK
+    ]
+    choices = plan(larger, (*BOTH, record), TARGET, threads=2)
+    expected = ["block1"] if together else ["block1.depthwise", "block1.pointwise"]
+    assert [(choice.name, choice.why) for choice in choices] == [
+        (name, "transferred") for name in expected
+    ]
+    assert {(choice.fused_s, choice.apart_s) for choice in choices} == {(None, None)}
+
+
+def test_two_layers_are_not_carried_over_in_one_to_threads_that_cannot_share_it() -> None:
+    assert TOGETHER is not None
+    records = [replace(record, threads=1) for record in (*BOTH, took(TOGETHER, 3e-5))]
+    for threads, kernels in ((1, 1), (2, 1), (64, 2)):
+        assert len(plan(BLOCK, records, TARGET, threads=threads)) == kernels
 
 
 H100, H200 = (machines("cuda").DEVICES[name] for name in ("h100", "h200"))

@@ -98,7 +98,7 @@ def test_another_width_is_carried_over_by_multiply_adds() -> None:
     half = scaling(MobileNet(alpha=0.6), ZNVER4, LOG, threads=(1,))
     assert half["carried_over"] == 28
     share = MobileNet(alpha=0.6).macs / MobileNet().macs
-    assert half["rows"][0]["planned"]["seconds"] == pytest.approx(share * recorded_s(1), rel=0.2)
+    assert half["rows"][0]["planned"]["seconds"] == pytest.approx(share * recorded_s(1), rel=0.25)
 
 
 def test_memory_given_counts_and_the_records_stay_what_they_are() -> None:
@@ -166,7 +166,10 @@ def test_nothing_to_start_from(tmp_path: Path) -> None:
         scaling(MobileNet(), ZNVER4, LOG, threads=(2000,))
 
 
-def test_two_layers_in_one_that_one_thread_never_tried_are_left_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resolution", [224, 176])
+def test_two_layers_in_one_that_one_thread_never_tried_are_left_apart(
+    tmp_path: Path, resolution: int
+) -> None:
     fused = {
         choice.workload.key
         for choice in plan(MobileNet().layers, LOG.records(), ZNVER4, 2)
@@ -175,7 +178,8 @@ def test_two_layers_in_one_that_one_thread_never_tried_are_left_apart(tmp_path: 
     assert fused
     records = [r for r in LOG.records() if r.threads == 2 or "separable" not in r.workload]
     database.append(tmp_path / "log", records)
-    found = scaling(MobileNet(), ZNVER4, Log(path=tmp_path / "log"), threads=(1, 2))
+    model = MobileNet(resolution=resolution)
+    found = scaling(model, ZNVER4, Log(path=tmp_path / "log"), threads=(1, 2))
     assert [row["planned"]["kernels"] for row in found["rows"]] == [28, 28]
     assert not {kernel["workload"] for kernel in found["tasks"]} & fused
 

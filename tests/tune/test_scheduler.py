@@ -65,6 +65,33 @@ def test_every_task_gets_its_first_trials() -> None:
     assert choose([great, begun]) == begun
 
 
+def test_what_is_expected_counts_before_anything_ran() -> None:
+    fresh = named("fresh", trials=0, first=0, gain=0.3)
+    assert choose([TASK, fresh]) == fresh
+    assert choose([TASK, replace(fresh, rival_s=0.6e-3)]) == TASK  # 0.1 ms, and less than nothing
+
+
+def test_of_whom_little_is_expected_is_tried_at_last() -> None:
+    done, failing = named("done", gain=0.0), named("failing", best_s=None, gain=0.9)
+    hopeless, bad = (
+        named(key, trials=0, first=0, best_s=best_s, rival_s=1e-3, gain=0.3)
+        for key, best_s in (("hopeless", 9e-3), ("bad", 2e-3))
+    )
+    assert choose([hopeless, bad, failing, done, TASK]) == TASK
+    assert choose([hopeless, bad, failing, done]) == bad
+    assert choose([hopeless, replace(bad, trials=1), failing, done]) == hopeless
+    tried = [replace(task, trials=1) for task in (hopeless, bad)]
+    assert choose([*tried, failing, done]) == failing
+
+
+def test_the_most_thorough_effort_doubts_what_is_expected_as_well() -> None:
+    hopeless = named("hopeless", trials=0, first=0, best_s=9e-3, rival_s=1e-3, gain=0.3)
+    fading = named("fading", gain=1e-9)
+    assert scheduler.choose([fading, hopeless], worthwhile=0.0) == hopeless
+    tried = replace(hopeless, trials=1)
+    assert scheduler.choose([fading, tried], worthwhile=0.0) == fading
+
+
 def test_task_that_only_fails_comes_last() -> None:
     failing = named("failing", best_s=None, gain=0.9)
     assert choose([failing, TASK]) == TASK

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,6 @@ def test_two_layers_in_one_wait_for_the_two() -> None:
             kernel="te.pointwise",
             weight=1.0,
             space=Space(knobs=(Knob("A", tuple(range(99)), 0),), constraints=()),
-            size=99,
             seeds=[],
         )
         for workload in (together, depthwise, pointwise)
@@ -105,8 +105,8 @@ def test_a_rival_of_a_quieter_day_is_measured_anew() -> None:
             older=0 if anchor is None else len(times),
             weight=1.0,
             space=Space(knobs=(Knob("A", tuple(range(9)), 0),), constraints=()),
-            size=9,
             seeds=[{"A": 8}],
+            expected_s=2e-4,
             history=[({"A": number}, time_s) for number, time_s in enumerate(times)],
         )
 
@@ -137,7 +137,6 @@ def test_builders_that_would_be_idle_work_for_the_next_searches() -> None:
             kernel="te.pointwise",
             weight=1.0,
             space=Space(knobs=(Knob("A", tuple(range(5)), 0),), constraints=()),
-            size=5,
             seeds=[{"A": 0}, {"A": 1}],
         )
         for layer in SMALL.layers[1:6:2]
@@ -152,11 +151,134 @@ def test_builders_that_would_be_idle_work_for_the_next_searches() -> None:
     first = [{"A": 0}, {"A": 1}]
     assert sorted(map(len, asked(1))) == [0, 0, 2]
     assert sorted(map(len, asked(3))) == [0, 2, 2]
-    assert asked(99) == [first] * 3
-    assert sorted(map(len, asked(99, left=3))) == [0, 1, 2]
+    assert asked(6) == [first] * 3
+    assert sorted(map(len, asked(6, left=3))) == [0, 1, 2]
+    assert sorted(map(len, asked(12))) == [4, 4, 4]
     for search in searches:
         search.history += [({"A": number}, 1e-4) for number in range(5)]
     assert asked(99) == [[]] * 3
+
+
+def searching(workload: Workload | None, kernel: str = "te.pointwise", **fields: Any) -> Search:
+    assert workload is not None
+    return Search(
+        workload=workload,
+        kernel=kernel,
+        weight=1.0,
+        space=Space(knobs=(Knob("A", tuple(range(99)), 0),), constraints=()),
+        seeds=[{"A": 7}],
+        **fields,
+    )
+
+
+def test_where_something_is_expected_a_search_grows_from_one_trial() -> None:
+    [one] = searches = [searching(SMALL.layers[2].workload, expected_s=1e-4)]
+    counts = []
+    while len(one.history) < 16:
+        found = batch(searches, 1e11, 96, 0.001, at_once=1)
+        counts.append(len(found))
+        one.history += [(entry.config, 1e-4 - 1e-8 * len(one.history)) for entry in found]
+    assert counts == [1, 1, 2, 4, 8]
+    assert one.history[0][0] == {"A": 7}
+
+
+def test_what_is_measured_tells_how_far_expectations_are_off() -> None:
+    workload = SMALL.layers[2].workload
+    first, second = (
+        searching(workload, f"te.{name}", expected_s=expected_s)
+        for name, expected_s in (("pointwise", 1e-4), ("avx.pointwise", 1.2e-4))
+    )
+    alone = searching(SMALL.layers[4].workload, expected_s=0.1e-4)
+
+    def next_one() -> Search | None:
+        return chosen([first, second, alone], peak_flops=1e11, most=96, worthwhile=0.001)
+
+    assert next_one() is first
+    first.history.append(({"A": 7}, 3e-4))
+    assert next_one() is first  # 0.09 ms may be saved, and by the second 0.05 of 0.36
+    first.history += [({"A": number}, 3e-4) for number in range(7)]
+    assert next_one() is second
+
+
+def test_others_tell_how_far_the_expectation_of_a_workload_is_off() -> None:
+    """Or on a slow machine what has been measured seems the better worth measuring again."""
+    measured, fresh = (searching(SMALL.layers[place].workload, expected_s=1e-4) for place in (2, 4))
+    measured.history += [({"A": number}, 9e-4) for number in range(2)]
+    assert chosen([measured, fresh], peak_flops=1e11, most=96, worthwhile=0.001) is fresh
+
+
+def test_a_failure_is_not_the_end_of_what_is_expected() -> None:
+    one = searching(SMALL.layers[2].workload, expected_s=1e-4)
+    one.seeds = [{"A": 7}, {"A": 8}, {"A": 9}]
+    other = searching(SMALL.layers[4].workload, expected_s=1e-5)
+
+    def next_one() -> Search | None:
+        return chosen([one, other], peak_flops=1e11, most=96, worthwhile=0.001)
+
+    for number in (7, 8, 9):
+        assert next_one() is one
+        one.history.append(({"A": number}, None))
+    assert next_one() is other
+
+
+def test_builders_of_one_layer_are_not_idle() -> None:
+    searches = [searching(SMALL.layers[2].workload, expected_s=1e-4)]
+    assert len(batch(searches, 1e11, 96, 0.001, at_once=12)) == 12
+
+
+def test_a_layer_that_is_needed_apart_is_worth_trials() -> None:
+    """A pointwise layer may follow two kinds of depthwise ones."""
+    depthwise, pointwise = (layer.workload for layer in SMALL.layers[3:5])
+    assert isinstance(depthwise, Depthwise)
+    other = replace(depthwise, pad=(1, 1, 1, 1))
+    history = [({"A": 0}, 5e-4)]
+    apart = [searching(layer, history=history) for layer in (depthwise, other, pointwise)]
+    known = [({"A": number}, 1e-4) for number in range(60)]
+    fused = [
+        searching(Separable.of(layer, pointwise), history=known) for layer in (depthwise, other)
+    ]
+
+    def next_one() -> Search | None:
+        return chosen([*apart, *fused], peak_flops=1e11, most=60, worthwhile=0.001)
+
+    assert next_one() is None
+    fused[1].history = [({"A": number}, 2e-3) for number in range(60)]
+    assert next_one() in apart[1:]
+
+
+def test_two_in_one_are_measured_beside_the_two() -> None:
+    """Or nothing could be said of which is faster."""
+    layers = [layer.workload for layer in SMALL.layers[1:3]]
+    together = Separable.of(*layers)
+    assert together is not None
+    fused = searching(together, expected_s=9e-4)
+    depthwise, pointwise, worse = (
+        searching(layers[0], expected_s=1e-5),
+        searching(layers[1], expected_s=9.1e-4),
+        searching(layers[1], "te.avx.pointwise", expected_s=9.9e-4),
+    )
+    searches = [fused, depthwise, worse, pointwise]
+    assert chosen(searches, peak_flops=1e11, most=96, worthwhile=0.001) is fused
+    found = batch(searches, 1e11, 96, 0.001, at_once=1)
+    assert [one.kernel for one in found.values()] == ["te.pointwise"] * 3
+    assert [*found.values()] == [fused, depthwise, pointwise]
+    for entry, one in found.items():
+        one.history.append((entry.config, one.expected_s))
+    assert len(batch(searches, 1e11, 96, 0.001, at_once=1)) == 1
+
+
+def test_layers_have_to_beat_the_two_in_one() -> None:
+    layers = [layer.workload for layer in SMALL.layers[1:3]]
+    together = Separable.of(*layers)
+    assert together is not None
+    depthwise, pointwise = (searching(layer, history=[({"A": 0}, 5e-4)]) for layer in layers)
+
+    def next_one(fused_s: float) -> Search | None:
+        fused = searching(together, history=[({"A": n}, fused_s) for n in range(60)])
+        return chosen([depthwise, pointwise, fused], peak_flops=1e11, most=60, worthwhile=0.001)
+
+    assert next_one(9e-4) is depthwise  # a quarter may be saved
+    assert next_one(7e-4) is None
 
 
 @dataclass(frozen=True)

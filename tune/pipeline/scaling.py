@@ -11,7 +11,7 @@ from typing import Any
 from kernels import kernel
 from kernels.space import Config, Space
 from kernels.te.tasks import SPLITS, grids
-from kernels.workload import Separable, Workload, flops, parse, separables
+from kernels.workload import Separable, Workload, parse, separables
 from targets import machines
 from targets.target import Target
 from tune.errors import GateError, SetupError, UsageError
@@ -19,7 +19,7 @@ from tune.mobilenet import MobileNet
 from tune.multicore import SOURCES, Cores, Part, apiece_s, fastest, floor_s, terms, total
 from tune.pipeline.records import Log
 from tune.plan import Choice, plan, winner
-from tune.transfer import nearest
+from tune.transfer import Known
 
 THREADS = (1, 2, 4, 8, 16, 32, 64)
 MOST_THREADS = 1024
@@ -163,8 +163,13 @@ class _Recorded:
             )
         # Two layers in one that only more threads have tried stay apart: the model starts from one.
         pairs = separables([layer.workload for layer in self._layers])
-        untold = {both.key for both in pairs if self._alone(both) is None}
-        self._records = [record for record in self._records if record.workload not in untold]
+        if any(self._alone(both) is None for both in pairs):
+            self._records = [
+                record
+                for record in self._records
+                if not isinstance(parse(record.workload), Separable)
+            ]
+        self._plans.clear()
         single = [record for record in self._records if record.threads == 1]
         self.core_flops = median(record.peak_flops for record in single if record.peak_flops)
         self.carried_over = sum(known is not None and not known.exact for known in alone)
@@ -272,13 +277,11 @@ class _Recorded:
 
     def _carried(self, workload: Workload) -> _Alone | None:
         single = [record for record in self._records if record.threads == 1]
-        near = nearest(single, workload, target=self._target, threads=1)
-        if near is None:
-            return None
-        config, record = near
-        assert record.time_s is not None
-        seconds = record.time_s * flops(workload) / flops(parse(record.workload))
-        return _Alone(kernel=record.kernel, config=config, seconds=seconds, exact=False)
+        known = Known(records=single, target=self._target, threads=1)
+        for name, near in known.standings(workload).items():
+            config = self._space(workload, name).nearest(near.record.config)
+            return _Alone(kernel=name, config=config, seconds=near.time_s, exact=False)
+        return None
 
     def _space(self, workload: Workload, name: str) -> Space:
         if (workload, name) not in self._spaces:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import itemgetter
 from statistics import median
 
@@ -20,19 +21,20 @@ from tune.pipeline.recorder import Recorder
 from tune.runners.protocol import Entry
 from tune.scheduler import FIRST, Task, choose
 from tune.search import expected_gain, propose
-from tune.transfer import similar
+from tune.transfer import Known, similar
 
-BATCH = 8  # trials of one search, before it learns from them
+BATCH = 8  # trials of one search at most, before it learns from them; as many as it has had
 FINALISTS = 6
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Search:
     """The state of the search for one workload with one kernel.
 
-    open    whether it may go on
-    anchor  what says, measured anew, what those measured long ago would take now: their fastest
-    older   entries of the history that were measured long ago
+    open        whether it may go on
+    anchor      what says, measured anew, what those measured long ago would take now: their fastest
+    older       entries of the history that were measured long ago
+    expected_s  seconds that it should take by what similar places tell, None when they tell nothing
     """
 
     workload: Workload
@@ -40,11 +42,16 @@ class Search:
     open: bool = True
     anchor: Config | None = None
     older: int = 0
+    expected_s: float | None = None
     weight: float
     space: Space
-    size: int
     seeds: list[Config]
     history: list[tuple[Config, float | None]] = field(default_factory=list)
+
+    @cached_property
+    def size(self) -> int:
+        """Configs that there are, counted when first asked for: the space may be large."""
+        return sum(1 for _ in self.space)
 
     @property
     def trials(self) -> int:
@@ -53,7 +60,12 @@ class Search:
 
     @property
     def first(self) -> int:
-        """Trials before it is compared with others: what won elsewhere, where that is known."""
+        """Trials before it is compared with others; none where something is expected of it."""
+        return 0 if self.expected_s else self.attempts
+
+    @property
+    def attempts(self) -> int:
+        """Failures before it is thought to run nothing."""
         return min(len(self.seeds), FIRST) or FIRST
 
     def best_s(self) -> float | None:
@@ -104,19 +116,31 @@ def searches_of(
     since  when trials are not old, UTC, ISO 8601
     """
     check_kernels(only or ())
-    target, records = recorder.target, recorder.records
+    target, threads = recorder.target, recorder.threads
+    everywhere = Known(records=recorder.records, target=target, threads=threads)
+    records: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in recorder.records:
+        records[record.kernel].append(record)
     searches = []
     for workload, weight in weights.items():
-        for name in kernels_for(workload, target):
-            known = recorder.own(records, workload, name)
+        names = kernels_for(workload, target)
+        searched = not only or any(name in only for name in names)
+        expected = everywhere.standings(workload) if searched else {}
+        for name in names:
+            known = recorder.own(records[name], workload, name)
             open_ = not only or name in only
             if not open_ and not known:
                 continue
             history, anchor, older = _caught_up(known, since)
             space = kernel(name).space(workload, target)
             near = open_ and similar(
-                records, workload, name, space, target=target, threads=recorder.threads
+                records[name], workload, name, space, target=target, threads=threads
             )
+            seeds = [config for config, _ in near or ()]
+            standing = expected.get(name)
+            if open_ and standing is not None:
+                first = space.nearest(standing.record.config)
+                seeds = [first, *(config for config in seeds if config != first)]
             searches.append(
                 Search(
                     workload=workload,
@@ -124,10 +148,10 @@ def searches_of(
                     open=open_,
                     anchor=anchor,
                     older=older,
+                    expected_s=None if standing is None else standing.time_s,
                     weight=weight,
                     space=space,
-                    size=sum(1 for _ in space) if open_ else len(history),
-                    seeds=[config for config, _ in near or ()],
+                    seeds=seeds,
                     history=history,
                 )
             )
@@ -180,7 +204,7 @@ def batch(
 ) -> dict[Entry, Search]:
     """What to measure next, and for which search; nothing when no search is worth its time.
 
-    Anchors of the searches that these are compared with come along, as far as `left` allows.
+    What these are compared with comes along, as far as `left` allows.
 
     most     trials of one search
     at_once  entries at least, if need be of the several searches that are worth most
@@ -194,29 +218,49 @@ def batch(
         if search is None:
             break
         busy.append(search)
-        first = search.first - search.trials
-        count = BATCH if first <= 0 else min(BATCH, first)
+        alone = at_once // sum(one.open for one in searches)
+        count = max(alone, min(BATCH, max(search.first, search.trials, 1)))
         count = count if left is None else min(count, left - len(entries))
         configs = propose(search.space, search.history, seed=seed, count=count, seeds=search.seeds)
-        for config in configs:
-            entry = Entry(workload=search.workload, kernel=search.kernel, config=config)
-            entries[entry] = search
-        for entry, other in _anchors(search, searches):
+        entries |= {_entry(search, config): search for config in configs}
+        for entry, other in _compared(search, searches, seed):
             if left is None or len(entries) < left:
                 entries[entry] = other
     return entries
 
 
-def _anchors(search: Search, searches: Iterable[Search]) -> Iterator[tuple[Entry, Search]]:
-    """Those of the searches for the same, and of the two layers where it is two in one."""
+def _compared(
+    search: Search, searches: Iterable[Search], seed: int
+) -> Iterator[tuple[Entry, Search]]:
+    """Anchors of the searches for the same, and of the two layers where it is two in one.
+
+    Of a layer of which nothing has been measured, what is thought the best.
+    """
     workload = search.workload
-    parts: tuple[Workload, ...] = ()
-    if isinstance(workload, Separable):
-        parts = (workload.depthwise, workload.pointwise)
+    parts = _parts(workload)
+    ways: defaultdict[Workload, list[Search]] = defaultdict(list)
     for other in searches:
-        near = other.workload == workload or (other.open and other.workload in parts)
-        if near and other.anchor is not None:
-            yield Entry(workload=other.workload, kernel=other.kernel, config=other.anchor), other
+        if other.workload == workload or (other.open and other.workload in parts):
+            ways[other.workload].append(other)
+    for others in ways.values():
+        for other in others:
+            if other.anchor is not None:
+                yield _entry(other, other.anchor), other
+    for part in parts:
+        expected = [other for other in ways[part] if other.expected_s is not None]
+        if expected and not any(other.history for other in ways[part]):
+            other = min(expected, key=lambda one: one.expected_s or math.inf)
+            for config in propose(other.space, (), seed=seed, count=1, seeds=other.seeds):
+                yield _entry(other, config), other
+
+
+def _entry(search: Search, config: Config) -> Entry:
+    return Entry(workload=search.workload, kernel=search.kernel, config=config)
+
+
+def _parts(workload: Workload) -> tuple[Workload, ...]:
+    """The two layers, where it is two in one."""
+    return (workload.depthwise, workload.pointwise) if isinstance(workload, Separable) else ()
 
 
 def chosen(
@@ -233,37 +277,72 @@ def chosen(
     """
     searches = [search for search in searches if search.open]
     by_key = {f"{search.workload.key} {search.kernel}": search for search in searches}
-    ways: defaultdict[Workload, dict[str, float]] = defaultdict(dict)
-    for search in searches:
-        ways[search.workload][search.kernel] = search.best_s() or math.inf
+    ways = _ways(searches)
+    behind_s = _behind_s(ways)
     tasks = []
     for key, search in by_key.items():
         if any(search is one for one in busy):
             continue
         trials, workload = search.trials, search.workload
+        best_s = ways[workload][search.kernel]
         rivals = [s for name, s in ways[workload].items() if name != search.kernel]
-        if isinstance(workload, Separable):
-            parts = (ways[workload.depthwise], ways[workload.pointwise])
+        parts = [ways[part] for part in _parts(workload)]
+        if parts:
             apart_s = sum(min(part.values(), default=math.inf) for part in parts)
             if apart_s == math.inf and all(parts):
                 continue  # until it is known what it has to beat
             rivals.append(apart_s)
+        if workload in behind_s:
+            rivals.append(min(ways[workload].values()) - behind_s[workload])
         floor_s = least_flops(search.kernel, workload) / peak_flops
-        gain = expected_gain(search.history, space_size=search.size, floor_s=floor_s)
+        size = search.size if search.history else math.inf
+        gain = expected_gain(search.history, space_size=size, floor_s=floor_s)
         tasks.append(
             Task(
                 key=key,
                 weight=search.weight,
-                best_s=search.best_s(),
+                best_s=None if best_s == math.inf else best_s,
                 rival_s=min(rivals, default=None),
                 first=search.first,
                 trials=trials,
-                remaining=max(0, min(search.size, most) - trials),
+                remaining=max(0, int(min(size, most)) - trials),
                 gain=gain,
             )
         )
     task = choose(tasks, worthwhile=worthwhile)
     return None if task is None else by_key[task.key]
+
+
+def _ways(searches: Sequence[Search]) -> defaultdict[Workload, dict[str, float]]:
+    """Of each workload what its kernels take, seconds, as measured or else as is expected.
+
+    Expectations are for another shape or machine: what was measured of the workload tells how far
+    they are off, or else what was of others.
+    """
+    paces: defaultdict[Workload, list[float]] = defaultdict(list)
+    for search in searches:
+        best_s = search.best_s()
+        if best_s is not None and search.expected_s is not None:
+            paces[search.workload].append(best_s / search.expected_s)
+    usual = median(pace for found in paces.values() for pace in found) if paces else 1.0
+    ways: defaultdict[Workload, dict[str, float]] = defaultdict(dict)
+    for search in searches:
+        time_s = search.best_s()
+        if time_s is None and search.expected_s is not None and search.trials < search.attempts:
+            time_s = search.expected_s * min(paces.get(search.workload, [usual]))
+        ways[search.workload][search.kernel] = math.inf if time_s is None else time_s
+    return ways
+
+
+def _behind_s(ways: defaultdict[Workload, dict[str, float]]) -> dict[Workload, float]:
+    """Of layers that are faster in one with another, what they have to save to be so apart."""
+    behind: defaultdict[Workload, list[float]] = defaultdict(list)
+    for workload, times in list(ways.items()):
+        parts = _parts(workload)
+        apart_s = sum(min(ways[part].values(), default=math.inf) for part in parts)
+        for part in parts if apart_s < math.inf else ():
+            behind[part].append(apart_s - min(times.values()))
+    return {part: min(found) for part, found in behind.items() if min(found) > 0}
 
 
 def finalists(
@@ -285,7 +364,14 @@ def finalists(
     def spent_s(workload: Workload) -> float:
         return min((w.weight * (w.best_s() or math.inf) for w in ways[workload]), default=math.inf)
 
-    wanted = {workload for workload, found in ways.items() if any(way.open for way in found)}
+    def timed(workload: Workload) -> int:
+        return sum(time_s is not None for way in ways[workload] for _, time_s in way.history)
+
+    wanted = {
+        workload
+        for workload, found in ways.items()
+        if any(way.open for way in found) and timed(workload) > 1
+    }
     remaining = len(wanted)
     for workload in _by_block(sorted(ways, key=spent_s, reverse=True)):
         if workload not in wanted:

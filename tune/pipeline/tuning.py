@@ -17,6 +17,7 @@ from tune.pins import check_pins
 from tune.pipeline.recorder import Recorder
 from tune.pipeline.records import Log
 from tune.pipeline.searches import (
+    BATCH,
     FINALISTS,
     Search,
     batch,
@@ -131,7 +132,7 @@ def tune(
                 recorder.peak_flops,
                 EFFORTS[effort].trials,
                 enough,
-                at_once=runner.at_once,
+                at_once=max(runner.at_once, BATCH),
                 left=None if trials is None else trials - done,
                 seed=seed,
             )
