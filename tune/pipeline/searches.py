@@ -71,6 +71,10 @@ class Search:
     def best_s(self) -> float | None:
         return min((time_s for _, time_s in self.history if time_s is not None), default=None)
 
+    def entry(self, config: Config) -> Entry:
+        """One of its configs, to be measured."""
+        return Entry(workload=self.workload, kernel=self.kernel, config=config)
+
     def learn(self, config: Config, time_s: float | None) -> None:
         """Know of a trial; one of the anchor changes the times of what was measured with it."""
         if config != self.anchor:
@@ -222,7 +226,7 @@ def batch(
         count = max(alone, min(BATCH, max(search.first, search.trials, 1)))
         count = count if left is None else min(count, left - len(entries))
         configs = propose(search.space, search.history, seed=seed, count=count, seeds=search.seeds)
-        entries |= {_entry(search, config): search for config in configs}
+        entries |= {search.entry(config): search for config in configs}
         for entry, other in _compared(search, searches, seed):
             if left is None or len(entries) < left:
                 entries[entry] = other
@@ -245,17 +249,13 @@ def _compared(
     for others in ways.values():
         for other in others:
             if other.anchor is not None:
-                yield _entry(other, other.anchor), other
+                yield other.entry(other.anchor), other
     for part in parts:
         expected = [other for other in ways[part] if other.expected_s is not None]
         if expected and not any(other.history for other in ways[part]):
             other = min(expected, key=lambda one: one.expected_s or math.inf)
             for config in propose(other.space, (), seed=seed, count=1, seeds=other.seeds):
-                yield _entry(other, config), other
-
-
-def _entry(search: Search, config: Config) -> Entry:
-    return Entry(workload=search.workload, kernel=search.kernel, config=config)
+                yield other.entry(config), other
 
 
 def _parts(workload: Workload) -> tuple[Workload, ...]:

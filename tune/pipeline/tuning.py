@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from kernels.space import Config
-from kernels.workload import Workload, flops
+from kernels.workload import flops
 from targets.target import Target
 from tune.database import Record
 from tune.mobilenet import Layer
@@ -157,15 +156,18 @@ def tune(
 
         if finals:
             expected = (rival for rivals in finalists(searches, recorder) for rival in rivals)
-            runner.expect(_entry(w.workload, w.kernel, config) for w, config in expected)
+            runner.expect(search.entry(config) for search, config in expected)
         for rivals in finalists(searches, recorder, most) if finals else ():
             left = left_s()
             if left is not None and left <= 0:
                 break
             layers = stage(networks, rivals[0][0].workload)
             choices = plan(layers, recorder.records, target, runner.threads, fuse=False)
-            network = [_entry(c.workload, c.kernel, c.config) for c in choices]
-            invited = [_entry(search.workload, search.kernel, config) for search, config in rivals]
+            network = [
+                Entry(workload=one.workload, kernel=one.kernel, config=one.config)
+                for one in choices
+            ]
+            invited = [search.entry(config) for search, config in rivals]
             outcomes = runner.compete(network, invited)
             met += len(rivals)
             ways = [search for search, _ in rivals[: len(outcomes)]]
@@ -173,7 +175,3 @@ def tune(
             records = recorder.keep("final", runner.final, results)
             for search, record in zip(ways, records, strict=True):
                 yield progress(record, search)
-
-
-def _entry(workload: Workload, name: str, config: Config) -> Entry:
-    return Entry(workload=workload, kernel=name, config=config)
